@@ -1,0 +1,338 @@
+"""Every setting, once: frozen dataclasses and the table of presets.
+
+A preset is plain data. `preset("lab")` returns a row, `override(p, {"training.steps": "100"})` changes it, and
+`to_json` / `from_json` round-trip it strictly: an unknown key is an error that names the nearest known one. Bad
+combinations are refused when a row is built, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from diffsfsr.errors import InputError
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which photographs become faces, and how they are dealt into shards and splits."""
+
+    face: str = "only"  # which face of a picture: only | largest | its index from the left
+    min_face: int = 40  # width of the face box in source pixels, below which a picture is rejected
+    max_yaw: float = 60.0  # degrees away from the camera, beyond which a picture is rejected
+    max_outside: float = 0.1  # share of the crop that may lie outside the picture or in its black border
+    max_pixels: int = 100_000_000  # a larger picture is not decoded
+    shard: int = 500  # pictures in a shard
+    test_fraction: float = 0.1  # share of people held out
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """Pixels <-> latents, eight pixels to a latent position."""
+
+    kind: Literal["kl", "tiny"] = "tiny"  # diffusers' AutoencoderKL or AutoencoderTiny
+    channels: int = 8  # C
+    width: int = 48
+    source: str = ""  # a name in the weights zoo; empty: trained here
+
+
+@dataclass(frozen=True)
+class Dln:
+    """The expression encoder: deviation of a trained network from its frozen twin (Zhang et al., CVPR 2021)."""
+
+    dim: int = 16
+    margin_one_class: float = 0.1
+    margin: float = 0.2
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the UNet is told besides the scene."""
+
+    identity: tuple[str, ...] = ("dlib",)  # compound identity, in token order
+    token_width: int = 768  # W
+    slot_dropout: float = 0.1  # chance that an identity token is replaced by its null token
+    drop_all: float = 0.0  # chance that all tokens are; more than 0 allows guidance
+    mask_channel: bool = False  # the face mask as one more input channel
+    pooled: bool = False  # the mean token is added to the time embedding too
+
+
+@dataclass(frozen=True)
+class Unet:
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers: int = 2
+    heads: tuple[int, ...] = (8, 8, 8, 8)  # diffusers calls it attention_head_dim and counts heads
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    steps: int = 1000  # T
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    zero_terminal_snr: bool = False
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Eq. 7 and how its terms are estimated."""
+
+    lambda_id: float = 0.003
+    lambda_exp: float = 0.01
+    midpoint: Literal["improved", "original", "one-step"] = "improved"
+    midpoint_noise: bool = True
+    aux_fraction: float = 1.0  # share of the batch that carries L_id and L_exp
+    aux_max_t: int = 1000  # largest timestep that carries them
+    p_self: float = 0.5  # chance of a self triplet
+
+
+@dataclass(frozen=True)
+class Training:
+    steps: int = 200_000
+    batch: int = 8  # per process and micro batch
+    accumulation: int = 1
+    lr: float = 1e-5
+    warmup: int = 0
+    decay_from: int = 100_000  # the step at which the rate begins its linear fall to zero
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    ema: float = 0.0  # 0: off
+    precision: Literal["fp32", "bf16"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    processes: int = 1
+    checkpoint_every: int = 5000
+    log_every: int = 50
+    keep_checkpoints: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    sampler: Literal["pndm", "ddim", "dpm-solver++", "unipc"] = "pndm"
+    steps: int = 50
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    items: int = 1000
+    batch: int = 16
+    judge: str = "glintr100"  # "any": the first identity judge found, named in the report
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One named, frozen configuration. `trains` says which of its networks `training` is for."""
+
+    name: str
+    trains: Literal["diffusion", "autoencoder", "dln"] = "diffusion"
+    crop: int = 512  # S
+    mask: Literal["hull"] = "hull"
+    data: Data = field(default_factory=Data)
+    autoencoder: Autoencoder = field(default_factory=Autoencoder)
+    dln: Dln = field(default_factory=Dln)
+    conditioning: Conditioning = field(default_factory=Conditioning)
+    unet: Unet = field(default_factory=Unet)
+    schedule: Schedule = field(default_factory=Schedule)
+    objective: Objective = field(default_factory=Objective)
+    training: Training = field(default_factory=Training)
+    sampling: Sampling = field(default_factory=Sampling)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def __post_init__(self) -> None:
+        _refuse_bad_combinations(self)
+
+    @property
+    def latent(self) -> int:
+        """h, the side of a latent in positions."""
+        return self.crop // 8
+
+
+def _refuse_bad_combinations(p: Preset) -> None:
+    down = 8 * 2 ** (len(p.unet.channels) - 1)
+    rules = [
+        (p.crop % down != 0, f"crop={p.crop} is not a multiple of {down}, which unet.channels={list(p.unet.channels)} needs"),
+        (
+            len(p.unet.heads) != len(p.unet.channels),
+            f"unet.heads={list(p.unet.heads)} and unet.channels={list(p.unet.channels)} differ in length",
+        ),
+        (
+            p.objective.midpoint == "original" and p.schedule.zero_terminal_snr and p.objective.aux_max_t >= p.schedule.steps,
+            f"objective.midpoint=original divides by the signal level, which schedule.zero_terminal_snr=true makes zero at "
+            f"step {p.schedule.steps}; set objective.aux_max_t below it",
+        ),
+        (
+            p.schedule.zero_terminal_snr and p.schedule.prediction == "epsilon",
+            "schedule.zero_terminal_snr=true leaves schedule.prediction=epsilon without a signal at the last step; use v_prediction",
+        ),
+        (
+            p.sampling.guidance != 1.0 and p.conditioning.drop_all == 0.0,
+            f"sampling.guidance={p.sampling.guidance} needs a model trained with conditioning.drop_all above 0",
+        ),
+        (
+            p.sampling.sampler == "pndm" and p.schedule.zero_terminal_snr and p.sampling.steps >= p.schedule.steps,
+            f"sampling.sampler=pndm with schedule.zero_terminal_snr=true needs sampling.steps below {p.schedule.steps}",
+        ),
+        (not 0 <= p.objective.p_self <= 1, f"objective.p_self={p.objective.p_self} is not between 0 and 1"),
+        (not 0 <= p.conditioning.slot_dropout < 1, f"conditioning.slot_dropout={p.conditioning.slot_dropout} is not in [0, 1)"),
+        (not 0 <= p.data.test_fraction < 1, f"data.test_fraction={p.data.test_fraction} is not in [0, 1)"),
+        (p.training.steps < 1, f"training.steps={p.training.steps} is not positive"),
+        (p.training.batch < 1, f"training.batch={p.training.batch} is not positive"),
+        (p.training.processes < 1, f"training.processes={p.training.processes} is not positive"),
+        (p.data.shard < 1, f"data.shard={p.data.shard} is not positive"),
+        (not p.conditioning.identity, "conditioning.identity is empty: name at least one identity encoder"),
+    ]
+    for broken, why in rules:
+        if broken:
+            raise InputError(f"preset {p.name}: {why}")
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+_SMALL = Preset(
+    name="lab",
+    crop=128,
+    conditioning=Conditioning(token_width=256, drop_all=0.1, mask_channel=True, pooled=True),
+    unet=Unet(channels=(96, 160, 256), heads=(2, 3, 4)),
+    schedule=Schedule(prediction="v_prediction", zero_terminal_snr=True),
+    objective=Objective(aux_fraction=0.25, aux_max_t=600),
+    training=Training(
+        steps=20_000, batch=16, lr=2e-4, warmup=200, decay_from=15_000, ema=0.999, zero_stage=1, checkpoint_every=500, log_every=20
+    ),
+    sampling=Sampling(sampler="ddim", steps=25, guidance=2.0),
+    evaluation=Evaluation(items=200, judge="any"),
+)
+
+PRESETS: dict[str, Preset] = {
+    "paper": Preset(
+        name="paper",
+        autoencoder=Autoencoder(kind="kl", channels=4, source="sd-1.4-vae"),
+        dln=Dln(source="dln-facenet"),
+        unet=Unet(source="sd-1.4-unet"),
+    ),
+    "lab": _SMALL,
+    "starter": replace(_SMALL, name="starter"),
+    "tiny": replace(
+        _SMALL,
+        name="tiny",
+        crop=64,
+        data=Data(shard=4),
+        autoencoder=Autoencoder(channels=4, width=16),
+        conditioning=Conditioning(token_width=32, drop_all=0.1, mask_channel=True, pooled=True),
+        unet=Unet(channels=(32, 64), layers=1, heads=(1, 1)),
+        training=Training(
+            steps=20, batch=4, lr=1e-3, decay_from=15, ema=0.99, precision="fp32", zero_stage=1, checkpoint_every=10, log_every=5
+        ),
+        sampling=Sampling(sampler="ddim", steps=4, guidance=2.0),
+        evaluation=Evaluation(items=8, batch=8, judge="any"),
+    ),
+}
+
+# The networks that a preset trains before its diffusion model, under the same launcher: `dln-lab`, `ae-lab`, ...
+_EXPERTS = {
+    "lab": (Training(steps=3000, batch=16, lr=1e-3, warmup=50, decay_from=1500, zero_stage=1, checkpoint_every=250, log_every=20), 400),
+    "starter": (Training(steps=3000, batch=16, lr=1e-3, warmup=50, decay_from=1500, zero_stage=1, checkpoint_every=250, log_every=20), 400),
+    "tiny": (
+        Training(steps=20, batch=4, lr=2e-3, decay_from=15, precision="fp32", zero_stage=1, checkpoint_every=10, log_every=5),
+        6,
+    ),
+}
+for _name, (_training, _dln_steps) in _EXPERTS.items():
+    PRESETS[f"ae-{_name}"] = replace(PRESETS[_name], name=f"ae-{_name}", trains="autoencoder", training=_training)
+    PRESETS[f"dln-{_name}"] = replace(
+        PRESETS[_name],
+        name=f"dln-{_name}",
+        trains="dln",
+        training=replace(_training, steps=_dln_steps, decay_from=_dln_steps // 2, lr=1e-4, checkpoint_every=max(_dln_steps // 4, 1)),
+    )
+
+
+def preset(name: str) -> Preset:
+    """The row of that name. Raises InputError naming the nearest known preset."""
+    if name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """' (did you mean X?)' for the nearest known word, or the empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+# --- strict conversion ----------------------------------------------------------------------------------------------
+
+
+def to_dict(p: Preset) -> dict[str, Any]:
+    """The preset as plain JSON data; `from_dict` is its inverse."""
+    return json.loads(json.dumps(dataclasses.asdict(p)))
+
+
+def from_dict(data: dict[str, Any]) -> Preset:
+    """A preset from `to_dict`'s form. Raises InputError for an unknown key or a value of the wrong type."""
+    return _build(Preset, data, "")
+
+
+def override(p: Preset, changes: dict[str, Any]) -> Preset:
+    """A copy with dotted settings changed, `{"training.steps": "100"}`; strings are read as JSON where they can be."""
+    data = to_dict(p)
+    for dotted, value in changes.items():
+        node, path = data, dotted.split(".")
+        for i, key in enumerate(path):
+            if not isinstance(node, dict) or key not in node:
+                known = node if isinstance(node, dict) else {}
+                prefix = ".".join(path[:i])
+                raise InputError(f"unknown setting {dotted!r}{did_you_mean(key, known)}; known{' under ' + prefix if prefix else ''}: {', '.join(known)}")
+            if i == len(path) - 1:
+                node[key] = _read(value)
+            else:
+                node = node[key]
+    return from_dict(data)
+
+
+def _read(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def _build(cls: Any, data: Any, path: str) -> Any:
+    if not isinstance(data, dict):
+        raise InputError(f"setting {path or 'preset'} must be a table of settings, not {data!r}")
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in hints:
+            raise InputError(f"unknown setting {path + key!r}{did_you_mean(key, hints)}")
+    return cls(**{key: _convert(hints[key], value, path + key) for key, value in data.items()})
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, path + ".")
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in args:
+            raise InputError(f"setting {path}={value!r} is not one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"setting {path}={value!r} must be a list")
+        return tuple(_convert(args[0], v, path) for v in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(kind, types.UnionType) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"setting {path}={value!r} must be of type {getattr(kind, '__name__', kind)}")
+    return value
