@@ -37,7 +37,7 @@ class Autoencoder:
 
     kind: Literal["kl", "tiny"] = "tiny"  # diffusers' AutoencoderKL or AutoencoderTiny
     channels: int = 8  # C
-    width: int = 48
+    width: int = 64
     source: str = ""  # a name in the weights zoo; empty: trained here
 
 
@@ -200,6 +200,7 @@ def _refuse_bad_combinations(p: Preset) -> None:
 _SMALL = Preset(
     name="lab",
     crop=128,
+    autoencoder=Autoencoder(width=48),
     conditioning=Conditioning(token_width=256, drop_all=0.1, mask_channel=True, pooled=True),
     unet=Unet(channels=(96, 160, 256), heads=(2, 3, 4)),
     schedule=Schedule(prediction="v_prediction", zero_terminal_snr=True),
@@ -220,6 +221,17 @@ PRESETS: dict[str, Preset] = {
     ),
     "lab": _SMALL,
     "starter": replace(_SMALL, name="starter"),
+    "demo": replace(
+        _SMALL,
+        name="demo",
+        data=Data(max_outside=0.5),
+        autoencoder=Autoencoder(width=32),
+        objective=Objective(aux_fraction=0.25, aux_max_t=600, p_self=0.8),
+        training=Training(
+            steps=150, batch=8, lr=4e-4, warmup=10, decay_from=75, ema=0.98, zero_stage=1, checkpoint_every=50, log_every=10
+        ),
+        evaluation=Evaluation(items=6, judge="any"),
+    ),
     "tiny": replace(
         _SMALL,
         name="tiny",
@@ -236,23 +248,20 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-# The networks that a preset trains before its diffusion model, under the same launcher: `dln-lab`, `ae-lab`, ...
-_EXPERTS = {
-    "lab": (Training(steps=3000, batch=16, lr=1e-3, warmup=50, decay_from=1500, zero_stage=1, checkpoint_every=250, log_every=20), 400),
-    "starter": (Training(steps=3000, batch=16, lr=1e-3, warmup=50, decay_from=1500, zero_stage=1, checkpoint_every=250, log_every=20), 400),
-    "tiny": (
-        Training(steps=20, batch=4, lr=2e-3, decay_from=15, precision="fp32", zero_stage=1, checkpoint_every=10, log_every=5),
-        6,
+# The networks that a preset trains before its diffusion model, under the same launcher: `ae-lab`, `dln-lab`, ...
+_SMALL_RUN = Training(batch=16, lr=1e-3, warmup=50, zero_stage=1, checkpoint_every=250, log_every=20)
+_EXPERTS = {  # preset: (autoencoder, DLN)
+    "lab": (replace(_SMALL_RUN, steps=3000, decay_from=1500), replace(_SMALL_RUN, steps=400, decay_from=200, lr=1e-4, precision="fp32")),
+    "starter": (replace(_SMALL_RUN, steps=3000, decay_from=1500), replace(_SMALL_RUN, steps=400, decay_from=200, lr=1e-4, precision="fp32")),
+    "demo": (
+        replace(_SMALL_RUN, steps=150, batch=8, warmup=10, decay_from=75, checkpoint_every=75, log_every=10),
+        replace(_SMALL_RUN, steps=12, batch=4, warmup=0, decay_from=6, lr=1e-4, precision="fp32", checkpoint_every=6, log_every=2),
     ),
+    "tiny": (PRESETS["tiny"].training, replace(PRESETS["tiny"].training, steps=4, decay_from=2, lr=1e-4, checkpoint_every=2, log_every=1)),
 }
-for _name, (_training, _dln_steps) in _EXPERTS.items():
-    PRESETS[f"ae-{_name}"] = replace(PRESETS[_name], name=f"ae-{_name}", trains="autoencoder", training=_training)
-    PRESETS[f"dln-{_name}"] = replace(
-        PRESETS[_name],
-        name=f"dln-{_name}",
-        trains="dln",
-        training=replace(_training, steps=_dln_steps, decay_from=_dln_steps // 2, lr=1e-4, checkpoint_every=max(_dln_steps // 4, 1)),
-    )
+for _name, (_autoencoder, _dln) in _EXPERTS.items():
+    PRESETS[f"ae-{_name}"] = replace(PRESETS[_name], name=f"ae-{_name}", trains="autoencoder", training=replace(_autoencoder, ema=0.0))
+    PRESETS[f"dln-{_name}"] = replace(PRESETS[_name], name=f"dln-{_name}", trains="dln", training=replace(_dln, ema=0.0))
 
 
 def preset(name: str) -> Preset:

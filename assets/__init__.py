@@ -1,0 +1,1 @@
+"""Thin Dagster assets over diffsfsr, and the stores they write (LanceDB, a SQL queue, MLflow)."""

@@ -1,0 +1,141 @@
+"""Evaluation: what a model makes of held-out people, measured item by item."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+
+from assets import partitions
+from assets.pictures import picture
+from assets.resources import RegistryResource, Settings, WorkspaceResource
+from assets.stores.registry import Registry, content_hash
+from assets.stores.workspace import Workspace, aligned
+from assets.training import trained_model
+from diffsfsr import tables
+from diffsfsr.config import Preset
+from diffsfsr.errors import NotReady
+
+EVALUATION_VERSION = 1
+
+
+class Model(dg.Config):
+    """Which model to evaluate: `trained`, the preset's newest, or an alias of the registry such as `champion`."""
+
+    model: str = "trained"
+
+
+@dg.asset(partitions_def=partitions.evaluations, deps=[trained_model], kinds={"torch", "mlflow"}, group_name="release", pool="gpu")
+def evaluation_report(
+    context: dg.AssetExecutionContext, config: Model, settings: Settings, workspace: WorkspaceResource, registry: RegistryResource
+) -> dg.MaterializeResult:
+    """One report per task and data set: ID, Exp, Pose and MSE with intervals, a table and a grid of pictures."""
+    from diffsfsr.face.images import read
+
+    preset = settings.resolve()
+    keys = context.partition_key.keys_by_dimension  # type: ignore[attr-defined]
+    folder, name = model_folder(workspace.open, registry.open, preset, config.model)
+    report = evaluate_model(workspace.open, folder, keys["dataset"], keys["task"], preset)
+    numbers = json.loads((report / "report.json").read_text(encoding="utf-8"))
+    run_id = registry.open.open_run(f"evaluation-{report.parent.name}-{report.name}", kind="evaluation")
+    registry.open.log_stats(run_id, [{"step": 0} | flat(numbers)])
+    registry.open.log_folder(run_id, report)
+    return dg.MaterializeResult(
+        metadata={
+            "model": name,
+            "table": dg.MetadataValue.md((report / "report.md").read_text(encoding="utf-8")),
+            "grid": picture(_small(read(report / "grid.png"))),
+            "report": dg.MetadataValue.path(str(report / "report.html")),
+            "mlflow_run": run_id,
+            **flat(numbers),
+        }
+    )
+
+
+def model_folder(workspace: Workspace, registry: Registry, preset: Preset, model: str) -> tuple[Path, str]:
+    """(folder, name) of the preset's newest model, or of the one behind an alias."""
+    if model == "trained":
+        folder, version = workspace.need_network("diffusion", preset)
+        return folder, version
+    found = registry.resolve(model)
+    return found.path, f"version {found.version}"
+
+
+def report_folder(workspace: Workspace, model: Path, dataset: str, task: str, preset: Preset) -> Path:
+    """Where the report of a model on a task lies; the same model, items and protocol find it again."""
+    e, ready = preset.evaluation, _shards(workspace, dataset, preset)
+    marks = [tables.mark_of(workspace.file(aligned(preset), shard)) for shard in ready]
+    mark = tables.fingerprint(content_hash(model), marks, e.items, e.judge, e.seed, preset.crop, EVALUATION_VERSION)
+    return workspace.home / "reports" / mark[:10] / f"{dataset}-{task}"
+
+
+def _shards(workspace: Workspace, dataset: str, preset: Preset) -> list[Any]:
+    ready = [s for s in workspace.shards(dataset) if workspace.file(aligned(preset), s).exists()]
+    if not ready:
+        raise NotReady(f"data set {dataset!r} has no aligned faces of {preset.crop} pixels; run `diffsfsr run prepare --data DIR`")
+    return ready
+
+
+def evaluate_model(workspace: Workspace, model: Path, dataset: str, task: str, preset: Preset) -> Path:
+    """Evaluate a saved model on one task, unless that has been done; returns the report's folder."""
+    from diffsfsr.evaluation import protocols, report
+    from diffsfsr.evaluation.generation import crop_generator
+    from diffsfsr.evaluation.judges import pick_identity_judge
+    from diffsfsr.portrait.compose import Studio
+
+    target = report_folder(workspace, model, dataset, task, preset)
+    if (target / "report.json").exists():
+        return target
+    e, studio = preset.evaluation, Studio(model)
+    faces, splits = _faces(workspace, dataset, preset)
+    use = "test" if len({p for p, s in zip(faces.people, splits, strict=True) if s == "test"}) >= 3 else None
+    judge = pick_identity_judge(e.judge, studio.preset.conditioning.identity)
+    results = []
+    for each in (task, "reconstruct"):
+        items = protocols.make_items(faces.ids, faces.people, splits, each, e.items, e.seed, use)
+        results.append(
+            protocols.evaluate(items, faces, crop_generator(studio, faces), judge, studio.dln, task=each, seed=e.seed, batch=e.batch)  # type: ignore[arg-type]
+        )
+    facts = {
+        "data set": dataset,
+        "people": "held out from training" if use else "ALL, training people too: fewer than three are held out",
+        "preset": preset.name,
+        "training steps": studio.preset.training.steps,
+        "model": content_hash(model),
+    }
+    report.write_report(target, results, f"DiffSFSR, task {task}, on {dataset}", facts)
+    return target
+
+
+def _faces(workspace: Workspace, dataset: str, preset: Preset) -> tuple[Any, list[str]]:
+    """A data set's aligned faces as evaluation.protocols.Faces, and their splits."""
+    from diffsfsr.evaluation.protocols import Faces
+    from diffsfsr.face.images import decode
+
+    columns = ["face_id", "person", "split", "landmarks", "crop"]
+    table = workspace.table(aligned(preset), _shards(workspace, dataset, preset), columns)
+    if "test" in (splits := table["split"].to_pylist()):
+        held_out = [i for i, split in enumerate(splits) if split == "test"]
+        if len({table["person"][i].as_py() for i in held_out}) >= 3:  # the others need not be decoded
+            table, splits = table.take(held_out), ["test"] * len(held_out)
+    crops = [decode(png) for png in table["crop"].to_pylist()]
+    landmarks = np.array(table["landmarks"].to_pylist(), np.float32).reshape(-1, 68, 2)
+    return Faces(table["face_id"].to_pylist(), table["person"].to_pylist(), crops, landmarks), splits
+
+
+def flat(numbers: dict[str, Any]) -> dict[str, float]:
+    """{task}_{metric} -> mean, for those that could be computed."""
+    found = {}
+    for task, columns in numbers.get("tasks", numbers).items():
+        for name, entry in columns.items() if isinstance(columns, dict) else ():
+            if isinstance(entry, dict) and entry.get("mean") is not None:
+                found[f"{task}_{name}"] = float(entry["mean"])
+    return found
+
+
+def _small(image: np.ndarray, side: int = 640) -> np.ndarray:
+    from diffsfsr.face.images import resize
+
+    scale = min(1.0, side / max(image.shape[:2]))
+    return resize(image, (round(image.shape[0] * scale), round(image.shape[1] * scale)))

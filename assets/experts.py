@@ -1,0 +1,76 @@
+"""The networks a preset needs before its diffusion model: imported where their weights are published, else trained here."""
+
+import dagster as dg
+
+from assets.faces import aligned_faces, aligned_mark
+from assets.pictures import curve
+from assets.resources import RegistryResource, Settings, WorkspaceResource
+from assets.stores.workspace import Workspace, aligned
+from assets.training import run_training
+from diffsfsr import tables
+from diffsfsr.config import Preset
+from diffsfsr.errors import NotReady
+from diffsfsr.training.run import Inputs
+
+
+def crops_of(workspace: Workspace, preset: Preset) -> Inputs:
+    """Every prepared shard's aligned faces as the input of a training from pixels."""
+    ready = [shard for shard in workspace.shards() if workspace.file(aligned(preset), shard).exists()]
+    if not ready:
+        raise NotReady(f"no aligned faces of {preset.crop} pixels yet; run `diffsfsr run prepare --data DIR --preset {preset.name}`")
+    version = tables.fingerprint([(shard.key, aligned_mark(workspace, shard, preset)) for shard in ready])
+    return Inputs(shards=tuple(str(workspace.file(aligned(preset), shard)) for shard in ready), data_version=version)
+
+
+@dg.asset(deps=[aligned_faces], kinds={"torch", "deepspeed"}, group_name="experts", pool="gpu")
+def autoencoder(
+    context: dg.AssetExecutionContext,
+    settings: Settings,
+    workspace: WorkspaceResource,
+    registry: RegistryResource,
+    trainer: dg.PipesSubprocessClient,
+) -> dg.MaterializeResult:
+    """One network: pixels to latents and back."""
+    preset = settings.resolve("autoencoder")
+    if preset.autoencoder.source:
+        return _imported(workspace.open, preset, "autoencoder", preset.autoencoder.source)
+    run, lines = run_training(context, trainer, workspace.open, registry.open, preset, crops_of(workspace.open, preset))
+    version = tables.fingerprint(run.path.name)
+    workspace.open.set_network("autoencoder", preset, run.model, version)
+    return dg.MaterializeResult(
+        metadata={"run": run.path.name, "steps": preset.training.steps, "psnr_db": lines[-1]["psnr"], "curve": curve(lines, ("mae",))},
+        data_version=dg.DataVersion(version),
+    )
+
+
+@dg.asset(deps=[aligned_faces], kinds={"torch", "deepspeed"}, group_name="experts", pool="gpu")
+def dln_model(
+    context: dg.AssetExecutionContext,
+    settings: Settings,
+    workspace: WorkspaceResource,
+    registry: RegistryResource,
+    trainer: dg.PipesSubprocessClient,
+) -> dg.MaterializeResult:
+    """One network: the expression encoder."""
+    from diffsfsr.encoders.dln import Dln
+
+    preset = settings.resolve("dln")
+    if preset.dln.source:
+        return _imported(workspace.open, preset, "dln", preset.dln.source)
+    run, lines = run_training(context, trainer, workspace.open, registry.open, preset, crops_of(workspace.open, preset))
+    version = Dln.load(run.model).version
+    workspace.open.set_network("dln", preset, run.model, version)
+    return dg.MaterializeResult(
+        metadata={"run": run.path.name, "steps": preset.training.steps, "curve": curve(lines, ("loss", "accuracy"))},
+        data_version=dg.DataVersion(version),
+    )
+
+
+def _imported(workspace: Workspace, preset: Preset, kind: str, source: str) -> dg.MaterializeResult:
+    """Published weights, found in the zoo. Raises NotReady naming the command that brings them."""
+    from diffsfsr.weights import file_sha256, resolve
+
+    path = resolve(source)
+    version = file_sha256(path) if path.is_file() else tables.fingerprint(source)
+    workspace.set_network(kind, preset, path if path.is_dir() else path.parent, version)
+    return dg.MaterializeResult(metadata={"source": source, "folder": dg.MetadataValue.path(str(path))}, data_version=dg.DataVersion(version))

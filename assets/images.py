@@ -1,0 +1,68 @@
+"""What photographs there are."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from assets import partitions
+from assets.resources import Settings, WorkspaceResource
+from assets.stores.workspace import Shard, Workspace
+from diffsfsr import tables
+from diffsfsr.config import Preset
+from diffsfsr.face import collection
+
+
+class Folder(dg.Config):
+    """A folder of photographs and the name it goes by."""
+
+    name: str
+    folder: str
+
+
+@dg.asset(kinds={"parquet"}, group_name="faces")
+def source_images(context: dg.AssetExecutionContext, config: Folder, settings: Settings, workspace: WorkspaceResource) -> dg.MaterializeResult:
+    """One row per photograph of a data set (or per named face of one), dealt into shards. Opens a partition a shard."""
+    shards, changed = take_stock(workspace.open, config.name, Path(config.folder), settings.resolve())
+    context.instance.add_dynamic_partitions(partitions.shards.name or "", [shard.key for shard in shards])
+    context.instance.add_dynamic_partitions(partitions.datasets.name or "", [config.name])
+    rows = sum(tables.read(workspace.open.file("sources", shard), ["path"]).num_rows for shard in shards)
+    return dg.MaterializeResult(
+        metadata={"photographs": rows, "shards": len(shards), "changed": [s.key for s in changed], "folder": dg.MetadataValue.path(config.folder)}
+    )
+
+
+def take_stock(workspace: Workspace, name: str, folder: Path, preset: Preset) -> tuple[list[Shard], list[Shard]]:
+    """List a folder's photographs into source tables; returns (all shards, those that changed).
+
+    A photograph keeps its shard for good: new ones fill the last shard and open others, so that they cost only themselves.
+    """
+    folder = folder.resolve()
+    with workspace.lock(f"sources-{name}"):
+        shards = workspace.shards(name)
+        before = {shard: tables.read(workspace.file("sources", shard)).to_pylist() for shard in shards}
+        known = [row for rows in before.values() for row in rows]
+        found = collection.scan(folder, known, preset.data.test_fraction)
+        tables.write_json(workspace.dataset(name) / "folder.json", {"folder": str(folder)})
+        changed = []
+        for number, rows in enumerate(_deal(found, list(before.values()), preset.data.shard)):
+            shard = Shard(name, number)
+            mark = tables.fingerprint([{k: v for k, v in row.items() if k not in ("mtime_ns", "size")} for row in rows])
+            if tables.mark_of(workspace.file("sources", shard)) != mark:
+                tables.write(workspace.file("sources", shard), tables.from_rows(rows, tables.SOURCES), mark)
+                changed.append(shard)
+        return workspace.shards(name), changed
+
+
+def _deal(found: list[collection.Row], before: list[list[collection.Row]], size: int) -> list[list[collection.Row]]:
+    """Rows by shard: known ones stay where they were, new ones go on from the last shard."""
+    place = {(row["path"], row["face"]): number for number, rows in enumerate(before) for row in rows}
+    dealt: list[list[collection.Row]] = [[] for _ in before]
+    for row in found:
+        if (row["path"], row["face"]) in place:
+            dealt[place[row["path"], row["face"]]].append(row)
+    for row in found:
+        if (row["path"], row["face"]) not in place:
+            if not dealt or len(dealt[-1]) >= size:
+                dealt.append([])
+            dealt[-1].append(row)
+    return dealt

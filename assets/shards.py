@@ -1,0 +1,117 @@
+"""Training shards: everything a training step reads, computed once."""
+
+from typing import Any
+
+import dagster as dg
+import numpy as np
+
+from assets import partitions
+from assets.embeddings import catalogue, catalogued_mark
+from assets.faces import face_masks, unpack
+from assets.resources import CatalogueResource, Settings, WorkspaceResource
+from assets.stores.catalogue import Catalogue
+from assets.stores.workspace import Shard, Workspace, aligned
+from assets.stores.workspace import training_shards as kind_of
+from diffsfsr import tables
+from diffsfsr.config import Preset
+from diffsfsr.errors import NotReady
+from diffsfsr.training.run import Inputs
+
+_BATCH = 32
+
+
+@dg.asset(partitions_def=partitions.shards, deps=[catalogue, face_masks, "autoencoder"], kinds={"torch", "parquet"}, group_name="model")
+def training_shards(
+    context: dg.AssetExecutionContext, settings: Settings, workspace: WorkspaceResource, catalogue: CatalogueResource
+) -> dg.MaterializeResult:
+    """One row per face that training may draw: latents, mask, embeddings, landmarks."""
+    preset, shard = settings.resolve(), Shard.of(context.partition_key)
+    rows = encode_shard(workspace.open, catalogue.open, shard, preset)
+    return dg.MaterializeResult(metadata={"rows": rows}, data_version=dg.DataVersion(shard_mark(workspace.open, shard, preset)))
+
+
+def shard_kind(workspace: Workspace, preset: Preset) -> str:
+    return kind_of(preset, workspace.need_network("autoencoder", preset)[1], workspace.need_network("dln", preset)[1])
+
+
+def shard_mark(workspace: Workspace, shard: Shard, preset: Preset) -> str:
+    """What a training shard is made from."""
+    return tables.fingerprint(catalogued_mark(workspace, shard, preset), shard_kind(workspace, preset), preset.mask)
+
+
+def is_encoded(workspace: Workspace, shard: Shard, preset: Preset) -> bool:
+    return tables.mark_of(workspace.file(shard_kind(workspace, preset), shard)) == shard_mark(workspace, shard, preset)
+
+
+def current_shards(workspace: Workspace, preset: Preset) -> Inputs:
+    """Every training shard of the preset's current networks. Raises NotReady where one is missing."""
+    kind = shard_kind(workspace, preset)
+    shards = [s for s in workspace.shards() if workspace.file(aligned(preset), s).exists()]
+    files = [workspace.file(kind, shard) for shard in shards]
+    lacking = [shard.key for shard, file in zip(shards, files, strict=True) if not file.exists()]
+    if lacking or not files:
+        raise NotReady(f"training shards are missing for {', '.join(lacking) or 'every data set'}; run `diffsfsr run train --preset {preset.name}`")
+    version = tables.fingerprint([tables.mark_of(file) for file in files])
+    return Inputs(
+        shards=tuple(map(str, files)),
+        data_version=version,
+        autoencoder=str(workspace.need_network("autoencoder", preset)[0]),
+        dln=str(workspace.need_network("dln", preset)[0]),
+    )
+
+
+def encode_shard(workspace: Workspace, catalogue: Catalogue, shard: Shard, preset: Preset) -> int:
+    """Bring one training shard up to date; returns its number of rows."""
+    from diffsfsr.model.autoencoder import LatentAutoencoder
+
+    file, mark = workspace.file(shard_kind(workspace, preset), shard), shard_mark(workspace, shard, preset)
+    if tables.mark_of(file) == mark:
+        return tables.read(file, ["face_id"]).num_rows
+    faces = tables.read(workspace.file(aligned(preset), shard))
+    masks = dict(zip(*tables.read(workspace.file(f"masks-{preset.crop}", shard)).to_pydict().values(), strict=True))
+    autoencoder = LatentAutoencoder.from_pretrained(workspace.need_network("autoencoder", preset)[0]).eval()
+    embeddings, widths = _embeddings(catalogue, faces["face_id"].to_pylist(), shard, preset)
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(faces), _BATCH):
+        part = faces.slice(start, _BATCH).to_pylist()
+        for face, encoded in zip(part, _encode(autoencoder, part, masks, preset.crop), strict=True):
+            labels = {k: face[k] for k in ("face_id", "person", "emotion", "split", "landmarks")}
+            rows.append(labels | encoded | embeddings[face["face_id"]])
+    schema = tables.training_schema(preset.autoencoder.channels, preset.latent, widths, preset.dln.dim)
+    tables.write(file, tables.from_rows(rows, schema), mark)
+    return len(rows)
+
+
+def _embeddings(catalogue: Catalogue, ids: list[str], shard: Shard, preset: Preset) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+    """face_id -> its embedding columns, and the width of each identity encoder."""
+    from diffsfsr.encoders import load_encoder
+
+    names = [f"id_{name}" for name in preset.conditioning.identity]
+    widths = {name: load_encoder(name).dim for name in preset.conditioning.identity}
+    table = catalogue.faces(["face_id", *names, "expression"], shard=shard.key)
+    found = {row.pop("face_id"): row for row in table.to_pylist()}
+    lacking = [i for i in ids if i not in found or found[i]["expression"] is None]
+    if lacking:
+        raise NotReady(f"{len(lacking)} faces of shard {shard.key} lack embeddings, first {lacking[0]}; materialize expression_embeddings and catalogue")
+    return found, widths
+
+
+def _encode(autoencoder: Any, faces: list[dict[str, Any]], masks: dict[str, bytes], size: int) -> list[dict[str, Any]]:
+    """latent, masked_latent (C * h * h float16) and mask (h * h bytes) of some faces."""
+    import torch
+
+    from diffsfsr.face.images import decode, to_tensor
+    from diffsfsr.face.masks import latent_mask
+    from diffsfsr.model.autoencoder import condition_image
+
+    images = to_tensor(np.stack([decode(face["crop"]) for face in faces]))
+    mask = torch.from_numpy(np.stack([unpack(masks[face["face_id"]], size) for face in faces])[:, None]).float()
+    with torch.inference_mode():
+        latents = autoencoder.encode(torch.cat([images, condition_image(images, mask)])).half().numpy()
+    small = latent_mask(mask).to(torch.uint8).numpy()
+    whole, masked = latents[: len(faces)], latents[len(faces) :]
+    return [
+        {"latent": whole[i].reshape(-1), "masked_latent": masked[i].reshape(-1), "mask": small[i].tobytes()} for i in range(len(faces))
+    ]
+
+

@@ -1,0 +1,66 @@
+"""Training runs: launched as a process of their own, watched through Dagster Pipes, tracked in MLflow."""
+
+import os
+
+import dagster as dg
+
+from assets.pictures import curve
+from assets.resources import RegistryResource, Settings, WorkspaceResource
+from assets.shards import current_shards, training_shards
+from assets.stores.registry import Registry
+from assets.stores.workspace import Workspace
+from diffsfsr import tables
+from diffsfsr.config import Preset
+from diffsfsr.training.loop import Stats
+from diffsfsr.training.run import Inputs, RunDirectory
+
+
+def run_training(
+    context: dg.AssetExecutionContext,
+    trainer: dg.PipesSubprocessClient,
+    workspace: Workspace,
+    registry: Registry,
+    preset: Preset,
+    inputs: Inputs,
+) -> tuple[RunDirectory, list[Stats]]:
+    """Train, or go on, or find it done: the run directory decides. One process at a time works on a run."""
+    from diffsfsr.training import launch
+
+    run = RunDirectory.open(workspace.runs, preset, inputs)
+    with workspace.lock(f"run-{run.path.name}"):
+        if not run.done:
+            tracked = registry.open_run(run.path.name, kind=preset.trains)
+            context.log.info(f"{run.path.name}: {preset.training.steps} steps; MLflow run {tracked}")
+            env = {
+                "DIFFSFSR_MLFLOW_URI": registry.tracking_uri,
+                "DIFFSFSR_ARTIFACTS": registry.artifact_root,
+                "DIFFSFSR_MLFLOW_RUN": tracked,
+            }
+            trainer.run(context=context, command=launch.command(run, "assets.trainer"), env={**os.environ, **env})
+            registry.log_folder(tracked, run.config_file)
+    return run, run.stats()
+
+
+@dg.asset(deps=[training_shards], kinds={"torch", "deepspeed", "mlflow"}, group_name="model", pool="gpu")
+def trained_model(
+    context: dg.AssetExecutionContext,
+    settings: Settings,
+    workspace: WorkspaceResource,
+    registry: RegistryResource,
+    trainer: dg.PipesSubprocessClient,
+) -> dg.MaterializeResult:
+    """One network: the denoising UNet with its condition tokens, saved as a pipeline that stands alone."""
+    preset = settings.resolve()
+    run, lines = run_training(context, trainer, workspace.open, registry.open, preset, current_shards(workspace.open, preset))
+    version = tables.fingerprint(run.path.name)
+    workspace.open.set_network("diffusion", preset, run.model, version)
+    return dg.MaterializeResult(
+        metadata={
+            "run": run.path.name,
+            "steps": preset.training.steps,
+            "images_per_second": lines[-1]["images_per_second"],
+            "loss": lines[-1]["loss"],
+            "curve": curve(lines, ("loss_dm", "loss_id", "loss_exp")),
+        },
+        data_version=dg.DataVersion(version),
+    )

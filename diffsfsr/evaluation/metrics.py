@@ -1,0 +1,128 @@
+"""The paper's four metrics (sec. 4), one value per item, and the intervals around their means.
+
+A value that could not be computed, because no face was found in an output or an embedding is not finite, is NaN: never zero,
+and never dropped without being counted. Means of distances and cosines are over the items found; retrieval counts an item
+that failed as wrong; `failure_rate` says how many there were. Arrays may be numpy arrays or torch tensors; results are
+float64 numpy arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+TIE = 1e-9  # cosines nearer than this are equal: above rounding in float64, far below any real difference
+
+
+# --- per item -----------------------------------------------------------------------------------------------------------
+
+
+def cosine(pred: Any, ref: Any) -> np.ndarray:
+    """(B, D), (B, D) -> (B,) in [-1, 1]; NaN where either vector is not finite or is zero."""
+    return (_unit(pred) * _unit(ref)).sum(axis=1)
+
+
+def retrieval_ranks(pred: Any, gallery: Any, own: Sequence[int], people: Sequence[str] | None = None) -> np.ndarray:
+    """ID (sec. 4): the place of each output's own source among the source images of the set, by cosine. 1 is nearest.
+
+    Args:
+        pred: (B, D) embeddings of the outputs.
+        gallery: (M, D) embeddings of the set's source images, each image once.
+        own: B indices into the gallery.
+        people: M names. Other photographs of the own person are left out of that item's ranking: being near to one is no
+            error, and no proof either. None: every image is a person of its own.
+
+    A tie counts against the output, so that a judge that finds all faces alike scores nothing. NaN where the output or its
+    source has no embedding; a gallery image without one is no rival.
+    Returns (B,) float64.
+    """
+    similar = _unit(pred) @ _unit(gallery).T
+    own_index = np.asarray(own, dtype=np.int64)
+    names = np.arange(similar.shape[1]) if people is None else np.asarray(people)
+    own_similar = similar[np.arange(len(own_index)), own_index]
+    rival = names[None, :] != names[own_index][:, None]
+    nearer = (similar >= own_similar[:, None] - TIE) & rival
+    return np.where(np.isnan(own_similar), np.nan, 1.0 + nearer.sum(axis=1))
+
+
+def hit(ranks: Any, k: int) -> np.ndarray:
+    """(B,) ranks -> (B,) 1.0 where the own source is among the k nearest, else 0.0; a failed item (NaN) is wrong."""
+    return (_array(ranks) <= k).astype(np.float64)
+
+
+def expression_distance(pred: Any, ref: Any) -> np.ndarray:
+    """Exp (sec. 4): Euclidean distance of (B, 16) expression embeddings -> (B,); between unit vectors in [0, 2]."""
+    return np.sqrt(((_array(pred) - _array(ref)) ** 2).sum(axis=1))
+
+
+def pose_distance(pred: Any, ref: Any) -> np.ndarray:
+    """Pose (sec. 4): Euclidean distance of (B, 3) (yaw, pitch, roll) in degrees -> (B,) degrees; 179 and -179 are 2 apart."""
+    turn = (_array(pred) - _array(ref) + 180.0) % 360.0 - 180.0
+    return np.sqrt((turn**2).sum(axis=1))
+
+
+def mse_255(pred: Any, ref: Any) -> np.ndarray:
+    """MSE (sec. 4): (B, 3, S, S) images in [-1, 1] -> (B,) mean square difference on the 0-255 scale, clamped, not rounded."""
+    gap = (np.clip(_array(pred), -1, 1) - np.clip(_array(ref), -1, 1)) * 127.5
+    return (gap**2).reshape(len(gap), -1).mean(axis=1)
+
+
+def _unit(vectors: Any) -> np.ndarray:
+    v = _array(vectors)
+    length = np.linalg.norm(v, axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(np.isfinite(length) & (length > 0), v / length, np.nan)
+
+
+def _array(values: Any) -> np.ndarray:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().float().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+# --- over items ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % bootstrap percentile interval; `count` values took part. All NaN where none did."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def scaled(self, factor: float) -> Interval:
+        return Interval(self.mean * factor, self.low * factor, self.high * factor, self.count)
+
+
+def failure_rate(values: Any, n: int = 1000, seed: int = 0) -> Interval:
+    """The share of (B,) values that are missing (NaN)."""
+    return bootstrap_interval(np.isnan(_array(values)), n, seed)
+
+
+def bootstrap_interval(values: Any, n: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+    """The mean of the values that are not NaN, with its percentile interval over n resamplings of the items."""
+    x = _array(values)
+    x = x[~np.isnan(x)]
+    if len(x) == 0:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    rng = np.random.default_rng(seed)
+    block = max(1, 4_000_000 // len(x))  # bounds the memory of one draw to some tens of megabytes
+    means = np.concatenate([x[rng.integers(len(x), size=(min(block, n - i), len(x)))].mean(axis=1) for i in range(0, n, block)])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(x.mean()), float(low), float(high), len(x))
+
+
+def paired_difference(a: Any, b: Any, n: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+    """The mean of a - b over the items that both have, with its interval; a and b are (B,) of the same items in the same order.
+
+    Raises ValueError where their lengths differ.
+    """
+    a, b = _array(a), _array(b)
+    if a.shape != b.shape:
+        raise ValueError(f"paired values are of the same items: {a.shape} and {b.shape} differ")
+    return bootstrap_interval(a - b, n, seed, level)

@@ -1,0 +1,154 @@
+"""The denoising UNet with its widened input, and the bundle that is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
+
+from diffsfsr import config
+from diffsfsr.errors import InputError
+from diffsfsr.model.conditioning import ConditionTokens
+from diffsfsr.model.diffusion import NoiseSchedule, network_timestep, z0_from_output
+
+
+class DeviceAttention:
+    """Attention as the device likes it: on a CPU the plain product, three times faster there in bf16 at our sizes; else SDPA."""
+
+    def __init__(self) -> None:
+        self.plain, self.fused = AttnProcessor(), AttnProcessor2_0()
+
+    def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        processor = self.plain if hidden_states.device.type == "cpu" else self.fused
+        return processor(attn, hidden_states, *args, **kwargs)
+
+
+def build_unet(preset: config.Preset, folder: Path | None = None) -> UNet2DConditionModel:
+    """The preset's UNet, its conv_in widened by the condition's channels (C, and one more with a mask channel).
+
+    New weights, or those saved by diffusers in `folder`. With the default settings it is Stable Diffusion 1.4's, 859,520,964
+    parameters before widening. Raises InputError when the weights in `folder` were made for other settings.
+    """
+    settings = unet_settings(preset)
+    unet = UNet2DConditionModel(**settings) if folder is None else _base_unet(folder, settings)
+    for key in ("in_channels", "block_out_channels", "cross_attention_dim"):
+        have = unet.config[key]
+        if (tuple(have) if isinstance(have, list | tuple) else have) != settings[key]:
+            raise InputError(f"the UNet in {folder} has {key}={have}; preset {preset.name} needs {settings[key]}")
+    if preset.conditioning.pooled:
+        unet.class_embedding.linear_1.reset_parameters()  # a base network has none, and loading leaves it unset
+        nn.init.zeros_(unet.class_embedding.linear_2.weight)
+        nn.init.zeros_(unet.class_embedding.linear_2.bias)
+    return widen_conv_in(unet, preset.autoencoder.channels + preset.conditioning.mask_channel)
+
+
+def _base_unet(folder: Path, settings: dict[str, Any]) -> UNet2DConditionModel:
+    pooled = {k: v for k, v in settings.items() if k in ("class_embed_type", "projection_class_embeddings_input_dim")}
+    return UNet2DConditionModel.from_pretrained(folder, **({"low_cpu_mem_usage": False} | pooled if pooled else {}))
+
+
+def unet_settings(preset: config.Preset) -> dict[str, Any]:
+    """UNet2DConditionModel's arguments before widening. Four levels are laid out as SD's; fewer attend on every level."""
+    row, levels = preset.unet, len(preset.unet.channels)
+    plain = 1 if levels >= 4 else 0
+    down = ("CrossAttnDownBlock2D",) * (levels - plain) + ("DownBlock2D",) * plain
+    up = ("UpBlock2D",) * plain + ("CrossAttnUpBlock2D",) * (levels - plain)
+    pooled = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": preset.conditioning.token_width}
+    return {
+        "sample_size": preset.latent,
+        "in_channels": preset.autoencoder.channels,
+        "out_channels": preset.autoencoder.channels,
+        "down_block_types": down,
+        "up_block_types": up,
+        "block_out_channels": row.channels,
+        "layers_per_block": row.layers,
+        "attention_head_dim": row.heads[0] if len(set(row.heads)) == 1 else row.heads,
+        "cross_attention_dim": preset.conditioning.token_width,
+        **(pooled if preset.conditioning.pooled else {}),
+    }
+
+
+def widen_conv_in(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
+    """Section 3.1, background: conv_in takes `extra` channels more, whose weights start at zero, so step 0 equals the base network."""
+    old = unet.conv_in
+    new = nn.Conv2d(old.in_channels + extra, old.out_channels, old.kernel_size, old.stride, old.padding).to(old.weight)
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, : old.in_channels] = old.weight
+        new.bias = old.bias
+    unet.conv_in = new
+    unet.register_to_config(in_channels=new.in_channels)
+    return unet
+
+
+class DiffSFSR(nn.Module):
+    """UNet and condition tokens as one trainable module; its parameters are exactly what training changes."""
+
+    def __init__(self, unet: UNet2DConditionModel, tokens: ConditionTokens, schedule: NoiseSchedule, prediction: str) -> None:
+        super().__init__()
+        self.unet, self.tokens, self.schedule, self.prediction = unet, tokens, schedule, prediction
+        self.unet.set_attn_processor(DeviceAttention())
+        self.pooled = unet.config.class_embed_type is not None
+
+    @classmethod
+    def from_preset(
+        cls, preset: config.Preset, identity_dims: dict[str, int], expression_dim: int | None = None, unet_folder: Path | None = None
+    ) -> DiffSFSR:
+        """A new model for that preset. identity_dims: encoder name -> D, which must name the preset's encoders in its order."""
+        if tuple(identity_dims) != preset.conditioning.identity:
+            raise InputError(f"preset {preset.name} conditions on {list(preset.conditioning.identity)}, not on {list(identity_dims)}")
+        tokens = ConditionTokens(dict(identity_dims), expression_dim or preset.dln.dim, preset.conditioning.token_width)
+        unet = build_unet(preset, unet_folder)
+        return cls(unet, tokens, NoiseSchedule.from_config(preset.schedule), preset.schedule.prediction)
+
+    def forward(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        condition: Tensor,
+        identity: dict[str, Tensor | None],
+        expression: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """The network's output (eps or v), of z_t's shape and dtype.
+
+        Args:
+            z_t: (B,C,h,w) noisy latents.
+            t: (B,) long, the paper's 1..T.
+            condition: (B,C[+1],h,w) from `condition_latents`.
+            identity, expression, present: as `ConditionTokens.forward` takes them.
+        """
+        tokens = self.tokens(identity, expression, self._batch_present(present, len(z_t)))
+        dtype = self.unet.conv_in.weight.dtype
+        x = torch.cat([z_t, condition], dim=1).to(dtype)
+        extra = {"class_labels": tokens.mean(1).to(dtype)} if self.pooled else {}
+        return self.unet(x, network_timestep(t), encoder_hidden_states=tokens.to(dtype), **extra).sample.to(z_t.dtype)
+
+    def _batch_present(self, present: Tensor | None, batch: int) -> Tensor:
+        # Spelled out, because with no embedding at all the tokens could not know the batch.
+        return torch.ones(batch, len(self.tokens.slots), dtype=torch.bool) if present is None else present
+
+    def predict_z0(self, z_t: Tensor, t: Tensor, *conditions: Any, **named: Any) -> Tensor:
+        """The estimate of z_0 (B,C,h,w) behind `forward(z_t, t, ...)`; bound to its conditions, it is what the midpoints take."""
+        return self.z0_from_output(self(z_t, t, *conditions, **named), z_t, t)
+
+    def z0_from_output(self, output: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+        """The same from an output already at hand, as when the forward pass ran through a wrapper of this module."""
+        return z0_from_output(self.prediction, output, z_t, t, self.schedule)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> DiffSFSR:
+        """The model inside a saved DiffSFSRPipeline, without its other components. Raises InputError when it is not there."""
+        folder = Path(folder)
+        try:
+            row = config.Schedule(**json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["schedule"])
+            unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+            tokens = ConditionTokens.from_pretrained(folder / "tokens")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"no saved pipeline in {folder}: {str(error).splitlines()[0]}") from error
+        return cls(unet, tokens, NoiseSchedule.from_config(row), row.prediction)

@@ -1,0 +1,1 @@
+"""Selfie + scene + word -> finished portrait."""

@@ -1,0 +1,143 @@
+"""Selfie + scene + expression -> finished portrait: align, generate, paste back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsfsr import config
+from diffsfsr.config import Preset
+from diffsfsr.encoders import load_encoder
+from diffsfsr.encoders.compound import average
+from diffsfsr.encoders.dln import Dln
+from diffsfsr.errors import InputError, NotReady
+from diffsfsr.face.alignment import AlignedFace, align, paste_back
+from diffsfsr.face.images import Rejected, to_tensor
+from diffsfsr.face.masks import hull_mask
+from diffsfsr.model.pipeline import DiffSFSRPipeline
+from diffsfsr.model.sampling import expression_strength
+
+FEATHER = 0.05  # width of the blend inside the mask, as a share of the crop's side
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """A finished picture and how it came about."""
+
+    image: np.ndarray  # HWC uint8, the scene's size; outside the mask's feather the scene's own bytes
+    crop: np.ndarray  # (S, S, 3) uint8, what the model made
+    scene_face: AlignedFace
+    timings: dict[str, float]  # seconds
+
+
+class Studio:
+    """A saved model, loaded: everything that makes portraits but the choice of an expression for a word."""
+
+    def __init__(self, folder: Path, device: str | None = None) -> None:
+        """`folder` is a training run's `model`. Raises NotReady where it is not there."""
+        if not (folder / "preset.json").is_file():
+            raise NotReady(f"no model in {folder}; run `diffsfsr run train` and `diffsfsr run promote`")
+        self.preset: Preset = config.from_dict(json.loads((folder / "preset.json").read_text(encoding="utf-8")))
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.pipeline = DiffSFSRPipeline.from_pretrained(folder).to(self.device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.dln = Dln.load(folder / "dln").to(self.device)
+        self.identity = {name: load_encoder(name).to(self.device) for name in self.preset.conditioning.identity}  # type: ignore[attr-defined]
+
+    def face(self, image: np.ndarray, what: str, choice: str = "only") -> AlignedFace:
+        """The face of a picture. Raises InputError, naming `what` it is, where there is none that will do."""
+        # A face at the edge is good enough to be in a portrait, if not to be learned from.
+        data = dataclasses.replace(self.preset.data, face=choice, max_outside=1.0)
+        try:
+            return align(image, self.preset.crop, data)
+        except Rejected as rejected:
+            raise InputError(f"{what}: {rejected.reason} ({rejected.detail}); give another photograph") from rejected
+
+    def embed_identity(self, faces: Sequence[AlignedFace]) -> dict[str, Tensor]:
+        """Encoder -> (1, D): one person's compound identity from one or several aligned faces."""
+        images, landmarks = self._tensors(faces)
+        with torch.inference_mode():
+            found = {name: encoder(images, landmarks) for name, encoder in self.identity.items()}
+        means = self.pipeline.tokens.means
+        return {name: average(e, mean=means[name]).embedding[None] for name, e in found.items()}
+
+    def embed_expression(self, face: AlignedFace) -> Tensor:
+        """(1, 16), unit length: the face's own expression."""
+        with torch.inference_mode():
+            return self.dln(*self._tensors([face]))
+
+    def _tensors(self, faces: Sequence[AlignedFace]) -> tuple[Tensor, Tensor]:
+        images = to_tensor(np.stack([face.crop for face in faces]))
+        landmarks = torch.from_numpy(np.stack([face.crop_landmarks for face in faces]).astype(np.float32))
+        return images.to(self.device), landmarks.to(self.device)
+
+    def compose(
+        self,
+        selfies: Sequence[AlignedFace],
+        scene: np.ndarray,
+        expression: np.ndarray | None,
+        *,
+        task: str = "all",
+        strength: float = 1.0,
+        steps: int = 0,
+        sampler: str = "",
+        seed: int = 0,
+        face: str = "only",
+    ) -> Portrait:
+        """Make one portrait.
+
+        `selfies` show one person (none for task `expression`), `scene` is HWC uint8 RGB of any size, `expression` (16,) the
+        word's embedding (None for task `identity`). The other arguments are those of portrait.order.Order.
+        """
+        clock = _Clock()
+        with clock.time("align"):
+            target = self.face(scene, "the scene", face)
+            mask = hull_mask(target.crop_landmarks, target.size)
+        with clock.time("embed"):
+            identity = self.embed_identity([target] if task == "expression" else list(selfies))
+            own = self.embed_expression(target)
+            wanted = own if task == "identity" or expression is None else torch.from_numpy(np.float32(expression))[None].to(self.device)
+            shown = expression_strength(own, wanted, strength)
+        with clock.time("generate"):
+            crop = self.generate(to_tensor(target.crop), mask[None], identity, shown, [seed], steps, sampler)[0]
+        with clock.time("paste"):
+            image = paste_back(scene, crop, target.matrix, mask, FEATHER)
+        return Portrait(image, crop, target, clock.seconds)
+
+    def generate(
+        self,
+        scenes: Tensor,
+        masks: np.ndarray,
+        identity: dict[str, Tensor],
+        expression: Tensor,
+        seeds: Sequence[int],
+        steps: int = 0,
+        sampler: str = "",
+    ) -> np.ndarray:
+        """(B, S, S, 3) uint8 faces for scenes (B, 3, S, S), masks (B, S, S) of 0 and 1 and embeddings of B rows; not pasted back."""
+        self.pipeline.set_sampler(sampler or self.preset.sampling.sampler)
+        mask = torch.from_numpy(masks)[:, None].float()
+        made = self.pipeline(scenes, mask, dict(identity), expression, steps=steps or None, seeds=list(seeds), output_type="np")
+        return made.images
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[what] = round(time.perf_counter() - started, 4)
+
+

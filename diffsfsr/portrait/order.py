@@ -1,0 +1,101 @@
+"""An order for a portrait: what a person asked for, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffsfsr import emotions
+from diffsfsr.config import did_you_mean
+from diffsfsr.errors import InputError
+
+TASKS = ("all", "identity", "expression")
+SAMPLERS = ("", "pndm", "ddim", "dpm-solver++", "unipc")
+MAX_STEPS, MAX_STRENGTH = 1000, 3.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """Selfies say who, the emotion word which expression, the scene (a photograph or a prompt) where.
+
+    `task`: all changes identity and expression, identity keeps the scene's expression, expression keeps its identity.
+    `strength`: 0 keeps the scene's own expression, 1 gives the word's, beyond 1 exaggerates. `steps` 0 and `sampler` ''
+    mean the model's own. `face`: which face of the scene, only | largest | its index from the left.
+    """
+
+    emotion: str
+    selfies: tuple[str, ...] = ()
+    scene: str = ""
+    prompt: str = ""
+    task: str = "all"
+    strength: float = 1.0
+    steps: int = 0
+    sampler: str = ""
+    seed: int = 0
+    face: str = "only"
+
+    def check(self) -> Order:
+        """The order itself, its paths absolute. Raises InputError with one line for the first thing that is wrong."""
+        emotions.lookup(self.emotion)
+        if self.task not in TASKS:
+            raise InputError(f"unknown task {self.task!r}{did_you_mean(self.task, TASKS)}; it is one of {', '.join(TASKS)}")
+        if bool(self.scene) == bool(self.prompt):
+            raise InputError("a portrait needs a scene: give either --scene FILE or --prompt TEXT")
+        if not self.selfies and self.task != "expression":
+            raise InputError(f"task {self.task} needs a selfie: give --selfie FILE")
+        if self.sampler not in SAMPLERS:
+            raise InputError(f"unknown sampler {self.sampler!r}{did_you_mean(self.sampler, SAMPLERS[1:])}; known: {', '.join(SAMPLERS[1:])}")
+        if not 0 <= self.steps <= MAX_STEPS:
+            raise InputError(f"steps {self.steps} is not between 1 and {MAX_STEPS}")
+        if not 0 <= self.strength <= MAX_STRENGTH:
+            raise InputError(f"strength {self.strength} is not between 0 and {MAX_STRENGTH}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed {self.seed} is not between 0 and 2^63 - 1")
+        if self.face not in ("only", "largest") and not self.face.isdigit():
+            raise InputError(f"face {self.face!r} is not 'only', 'largest' or an index from the left")
+        scene = str(_file(self.scene, "scene")) if self.scene else ""
+        return dataclasses.replace(self, selfies=tuple(str(_file(s, "selfie")) for s in self.selfies), scene=scene)
+
+    @classmethod
+    def from_payload(cls, payload: dict[str, Any]) -> Order:
+        """The inverse of `payload`. Raises InputError for unknown or missing fields."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in payload:
+            if name not in known:
+                raise InputError(f"unknown field {name!r} in a request{did_you_mean(name, known)}")
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in payload.items()})
+        except TypeError as error:
+            raise InputError(f"a request is incomplete: {error}") from error
+
+    def payload(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return dataclasses.asdict(self) | {"selfies": list(self.selfies)}
+
+    def inputs(self) -> dict[str, str]:
+        """Each file of the order with the sha256 of its bytes. Raises InputError where one has gone."""
+        return {path: _sha256(Path(path)) for path in (*self.selfies, self.scene) if path}
+
+    def name(self, inputs: dict[str, str], model_version: str) -> str:
+        """A portrait's name: a hash of everything it is made from, so that the same order twice is the same file."""
+        wish = {k: v for k, v in self.payload().items() if k not in ("selfies", "scene")}
+        parts = [sorted(wish.items()), [inputs[s] for s in self.selfies], inputs.get(self.scene, ""), model_version]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+
+
+def _file(path: str, what: str) -> Path:
+    found = Path(path)
+    if not found.is_file():
+        raise InputError(f"{what} {path} is not a file: give the path of a photograph")
+    return found.resolve()
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error

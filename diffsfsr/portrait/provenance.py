@@ -1,0 +1,69 @@
+"""What is said of every portrait: a JSON sidecar beside it, and the check that the two belong together."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import diffsfsr
+from diffsfsr import tables
+from diffsfsr.errors import InputError
+from diffsfsr.portrait.compose import Portrait, Studio
+from diffsfsr.portrait.order import Order
+from diffsfsr.weights import ZOO, file_sha256
+
+
+def sidecar_path(portrait: Path) -> Path:
+    return portrait.with_name(portrait.name + ".json")
+
+
+def sidecar(
+    path: Path,
+    order: Order,
+    inputs: dict[str, str],
+    expression: dict[str, Any] | None,
+    model_version: str,
+    studio: Studio,
+    made: Portrait,
+    seconds: float,
+) -> dict[str, Any]:
+    """What a portrait was made from, by what, and how long it took (seconds)."""
+    box = dict(zip(("left", "top", "right", "bottom"), map(int, made.scene_face.box), strict=True))
+    used = [ZOO[name] for name in ("dlib-face", "dlib-landmarks-68")]
+    return {
+        "portrait": str(path.resolve()),
+        "sha256": file_sha256(path),
+        "order": order.payload(),
+        "inputs_sha256": inputs,
+        "expression": expression,
+        "scene_face": {"box": box, "pose_degrees": [made.scene_face.pose.yaw, made.scene_face.pose.pitch, made.scene_face.pose.roll]},
+        "model_version": model_version,
+        "model_steps": studio.preset.training.steps,
+        "preset": studio.preset.name,
+        "licences": {entry.name: entry.licence for entry in used},
+        "timings_seconds": {**made.timings, "total": round(seconds, 4)},
+        "synthetic": True,
+        "made_by": f"diffsfsr {diffsfsr.__version__}",
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write(portrait: Path, content: dict[str, Any]) -> None:
+    tables.write_json(sidecar_path(portrait), content)
+
+
+def verify(portrait: Path) -> dict[str, Any]:
+    """The sidecar of a portrait whose bytes are the ones it names. Raises InputError where they are not, or it is missing."""
+    beside = sidecar_path(portrait)
+    if not portrait.is_file():
+        raise InputError(f"{portrait} is not a file: give a portrait")
+    try:
+        content = json.loads(beside.read_text(encoding="utf-8"))
+        recorded = content["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{portrait} has no readable sidecar at {beside.name}: it was not made here, or lost its record") from error
+    if file_sha256(portrait) != recorded:
+        raise InputError(f"{portrait} has been changed since it was made: its bytes are not those that {beside.name} names")
+    return content

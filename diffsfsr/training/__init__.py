@@ -1,0 +1,1 @@
+"""From shards to a trained network: triplets, losses, checkpoints, the loop and its launcher."""

@@ -1,0 +1,71 @@
+"""Checkpoints that are whole or absent: written into a folder beside, synced, renamed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def save(folder: Path, step: int, write: Callable[[Path], None], rank: int, barrier: Callable[[], None], keep: int) -> Path:
+    """Let every rank write its part, then give the checkpoint its name. Returns its folder; older ones beyond `keep` go.
+
+    write(part) puts this rank's files into a folder that all ranks share; barrier() returns when every rank has called it.
+    """
+    final = folder / f"step-{step:08d}"
+    part = folder / f".{final.name}.part"
+    if rank == 0:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    barrier()
+    write(part)
+    barrier()
+    if rank == 0:
+        _sync(part)
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)
+        for old in complete(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    barrier()
+    return final
+
+
+def complete(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)) if folder.is_dir() else []
+
+
+def newest(folder: Path) -> tuple[int, Path] | None:
+    """(step, folder) of the newest finished checkpoint, or None."""
+    found = complete(folder)
+    return (int(found[-1].name[5:]), found[-1]) if found else None
+
+
+def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder beside `final` and move it into place; whoever opens `final` sees the old whole or the new whole."""
+    part = final.with_name(f".{final.name}.part-{os.getpid()}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        write(part)
+        _sync(part)
+        if final.exists():
+            old = final.with_name(f".{final.name}.old-{os.getpid()}")
+            final.rename(old)
+            part.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            part.rename(final)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as f:
+                os.fsync(f.fileno())

@@ -1,0 +1,150 @@
+"""Shards to batches. Which items a step sees is a pure function of (seed, step, micro batch, rank), so that a resumed
+run draws exactly what the uninterrupted one would have drawn, and no loader state needs saving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from diffsfsr import tables
+from diffsfsr.errors import InputError, NotReady
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in a run a micro batch stands."""
+
+    step: int
+    micro: int
+    rank: int
+    world: int
+    accumulation: int
+    seed: int
+
+    def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """The noise of this micro batch, and of no other."""
+        state = np.random.SeedSequence([self.seed, 1, self.step, self.micro, self.rank]).generate_state(1, np.uint64)
+        return torch.Generator(device).manual_seed(int(state[0] >> 1))
+
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 2, self.step, self.micro, self.rank])
+
+    def items(self, batch: int, count: int) -> np.ndarray:
+        """(batch,) indices below `count`: this micro batch's part of a seeded shuffle of every epoch."""
+        first = ((self.step * self.accumulation + self.micro) * self.world + self.rank) * batch
+        places = np.arange(first, first + batch)
+        return np.array([_shuffle(self.seed, int(p // count), count)[p % count] for p in places])
+
+
+@lru_cache(maxsize=2)
+def _shuffle(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, 3, epoch]).permutation(count)
+
+
+def column(table: pa.Table, name: str, shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> np.ndarray:
+    """A fixed-size list column as an array (n, *shape); null rows are zero."""
+    values = table[name].combine_chunks()
+    flat = values.fill_null([0.0] * values.type.list_size) if values.null_count else values
+    return flat.flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False).reshape(len(table), *shape)
+
+
+def read_shards(shards: list[str], split: str | None, columns: list[str] | None = None) -> pa.Table:
+    """All rows of a split. Raises NotReady where a shard is missing and InputError where no row is left."""
+    missing = [s for s in shards if not Path(s).exists()]
+    if missing or not shards:
+        raise NotReady(f"training shards are missing{': ' + missing[0] if missing else ''}; run `diffsfsr run prepare --data DIR` first")
+    wanted = None if columns is None else [*columns, *({"split"} - set(columns))]
+    table = pa.concat_tables([tables.read(Path(s), wanted) for s in shards])
+    if split is not None:
+        table = table.filter(pa.compute.equal(table["split"], split))
+    if not len(table):
+        raise InputError(f"no face of split {split!r} in {len(shards)} shard(s), first {shards[0]}: add photographs or change data.test_fraction")
+    return table
+
+
+class Crops:
+    """Aligned faces in memory as uint8, for the networks that learn from pixels (autoencoder, DLN)."""
+
+    def __init__(self, shards: list[str], crop: int, split: str | None = "train") -> None:
+        """`shards` are files of schema FACES with crops of side `crop`."""
+        from diffsfsr.face.images import decode
+
+        table = read_shards(shards, split, ["crop", "landmarks", "emotion", "person"])
+        self.images = np.empty((len(table), crop, crop, 3), np.uint8)
+        for i, png in enumerate(table["crop"].to_pylist()):
+            self.images[i] = decode(png)
+        self.landmarks = column(table, "landmarks", (68, 2))
+        self.emotions: list[str] = table["emotion"].to_pylist()
+        self.people: list[str] = table["person"].to_pylist()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, items: np.ndarray) -> Batch:
+        """images (B, 3, S, S) in [-1, 1] and landmarks (B, 68, 2) in crop pixels."""
+        from diffsfsr.face.images import to_tensor
+
+        return {"images": to_tensor(self.images[items]), "landmarks": torch.from_numpy(self.landmarks[items])}
+
+
+class Triplets:
+    """Training items (scene, identity, expression) from precomputed shards, self or cross (p_self)."""
+
+    def __init__(self, shards: list[str], channels: int, latent: int, identity: tuple[str, ...], split: str | None = "train") -> None:
+        table = read_shards(shards, split)
+        shape = (channels, latent, latent)
+        self.latent = torch.from_numpy(column(table, "latent", shape, np.float16))
+        self.masked = torch.from_numpy(column(table, "masked_latent", shape, np.float16))
+        masks = np.frombuffer(b"".join(table["mask"].to_pylist()), np.uint8).reshape(-1, 1, latent, latent)
+        self.mask = torch.from_numpy(masks.copy())
+        self.landmarks = torch.from_numpy(column(table, "landmarks", (68, 2)))
+        self.expression = torch.from_numpy(column(table, "expression", (table.schema.field("expression").type.list_size,)))
+        self.identity, self.present = {}, []
+        for name in identity:
+            width = table.schema.field(f"id_{name}").type.list_size
+            self.identity[name] = torch.from_numpy(column(table, f"id_{name}", (width,)))
+            self.present.append(torch.from_numpy(table[f"id_{name}"].is_valid().to_numpy()))
+        self.people = np.unique(table["person"].to_pylist(), return_inverse=True)[1]
+
+    def __len__(self) -> int:
+        return len(self.latent)
+
+    def means(self) -> dict[str, Tensor]:
+        """Each identity encoder's mean over the faces that have it, (D,)."""
+        return {n: e[p].mean(0) for (n, e), p in zip(self.identity.items(), self.present, strict=True)}
+
+    def draw(self, at: Position, batch: int, p_self: float) -> Batch:
+        """A batch of triplets. `cross` (B,) is 1 where scene, identity and expression are different people's pictures."""
+        scene = at.items(batch, len(self))
+        rng = at.rng()
+        identity, expression = scene.copy(), scene.copy()
+        cross = rng.random(batch) >= p_self
+        for i in np.flatnonzero(cross):
+            identity[i] = self._stranger(scene[i], rng)
+            expression[i] = self._stranger(scene[i], rng)
+        cross &= (identity != scene) | (expression != scene)  # a data set of one person has no strangers
+        return {
+            "latent": self.latent[scene].float(),
+            "masked": self.masked[scene].float(),
+            "mask": self.mask[scene].float(),
+            "landmarks": self.landmarks[scene],
+            "expression": self.expression[expression],
+            "present": torch.stack([p[identity] for p in self.present], 1),
+            "cross": torch.from_numpy(cross.astype(np.float32)),
+            **{f"id_{name}": values[identity] for name, values in self.identity.items()},
+        }
+
+    def _stranger(self, item: int, rng: np.random.Generator) -> int:
+        """Another person's picture, or the item itself where a few draws find none."""
+        for candidate in rng.integers(len(self), size=16):
+            if self.people[candidate] != self.people[item]:
+                return int(candidate)
+        return int(item)

@@ -1,0 +1,55 @@
+"""The training objective, section 3.2: one value per item, the caller averages."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffsfsr.errors import InputError
+
+
+def diffusion_loss(pred: Tensor, target: Tensor, weight_mask: Tensor | None = None) -> Tensor:
+    """Eq. 3: mean squared error of the network's output (B,C,h,w) -> (B,).
+
+    weight_mask (B,1,h,w), at least 0, weighs the positions and is normalised by its sum, so that a small region counts as
+    much as a large one; an item whose weights are all 0 has loss 0.
+    """
+    per_position = (pred - target).square().mean(1, keepdim=True)
+    if weight_mask is None:
+        return per_position.flatten(1).mean(1)
+    area = weight_mask.flatten(1).sum(1)
+    total = (per_position * weight_mask).flatten(1).sum(1)
+    return torch.where(area > 0, total / torch.where(area > 0, area, 1.0), 0.0)
+
+
+def identity_loss(pred: dict[str, Tensor], ref: dict[str, Tensor], means: dict[str, Tensor] | None = None) -> Tensor:
+    """Eq. 5: 1 - cosine, averaged over the encoders present in both, name -> (B,D) -> (B,), 0 the same person to 2.
+
+    Embeddings are centred by means[name] (D,) first where it is given: dlib's all point nearly one way. Raises InputError when
+    no encoder is present in both.
+    """
+    names = [name for name in pred if pred[name] is not None and ref.get(name) is not None]
+    if not names:
+        raise InputError(f"no identity encoder is present in both {sorted(pred)} and {sorted(ref)}")
+    means = means or {}
+    terms = [1 - F.cosine_similarity(_centred(pred, means, n), _centred(ref, means, n), dim=-1) for n in names]
+    return torch.stack(terms).mean(0)
+
+
+def _centred(embeddings: dict[str, Tensor], means: dict[str, Tensor], name: str) -> Tensor:
+    return embeddings[name] - means[name].to(embeddings[name]) if name in means else embeddings[name]
+
+
+def expression_loss(pred: Tensor, ref: Tensor) -> Tensor:
+    """Eq. 6: mean square over the expression embedding's dimensions, (B,16) -> (B,)."""
+    return (pred - ref).square().mean(-1)
+
+
+def total_loss(l_dm: Tensor, l_id: Tensor | None, l_exp: Tensor | None, lambda_id: float, lambda_exp: float) -> Tensor:
+    """Eq. 7: L_DM + lambda_1 L_id + lambda_2 L_exp, per item; a term that is None is not there."""
+    total = l_dm
+    for weight, term in ((lambda_id, l_id), (lambda_exp, l_exp)):
+        if term is not None:
+            total = total + weight * term
+    return total

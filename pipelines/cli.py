@@ -1,0 +1,215 @@
+"""The command line: words in, one line of error or the answer out. Names, exit codes and JSON are kept stable.
+
+Only the standard library is imported here; each command loads what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+JOBS = ("prepare", "train", "evaluate", "promote", "generate")
+BENCHES = ("encoders", "train", "sample", "catalogue")
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see `{self.prog} --help`", file=sys.stderr)
+        sys.exit(2)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    from diffsfsr.errors import InputError, NotReady
+
+    try:
+        with answers_only() as answer:
+            answer(_run(args), as_json=getattr(args, "json", False))
+        return 0
+    except InputError as error:
+        return _complain(error, 2)
+    except NotReady as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Exception as error:
+        if os.environ.get("DIFFSFSR_DEBUG"):
+            raise
+        return _complain(f"{type(error).__name__}: {error} (DIFFSFSR_DEBUG=1 shows where)", 1)
+
+
+def _complain(error: Any, code: int) -> int:
+    print(f"diffsfsr: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _run(args: argparse.Namespace) -> Any:
+    from importlib import import_module
+
+    module, function = args.function.split(":")
+    return getattr(import_module(f"pipelines.{module}"), function)(args)
+
+
+@contextmanager
+def answers_only() -> Iterator[Any]:
+    """Keeps standard output for the answer: what libraries and child processes print there goes to standard error."""
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+
+    def answer(value: Any, as_json: bool) -> None:
+        sys.stdout.flush()
+        os.dup2(real, 1)
+        if as_json:
+            print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+        elif value is not None:
+            print(value if isinstance(value, str) else _plain(value))
+        sys.stdout.flush()
+
+    try:
+        yield answer
+    finally:
+        os.dup2(real, 1)
+        os.close(real)
+
+
+def _plain(value: Any, indent: str = "") -> str:
+    """A value for a person: a line a key or an item."""
+    if isinstance(value, dict):
+        lines = []
+        for key, inner in value.items():
+            nested = isinstance(inner, dict | list) and inner
+            lines.append(f"{indent}{key}:\n{_plain(inner, indent + '  ')}" if nested else f"{indent}{key}: {_plain(inner)}")
+        return "\n".join(lines)
+    if isinstance(value, list):
+        return "\n".join(f"{indent}{_plain(item, indent).lstrip()}" for item in value)
+    return f"{indent}{value}"
+
+
+# --- the words --------------------------------------------------------------------------------------------------------
+
+
+def parser() -> Parser:
+    top = Parser(prog="diffsfsr", description="Personalised portraits: a selfie says who, a word says which expression, a scene says where.")
+    words = top.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    demo = _command(words, "demo", "demo:demo", "photographs to portraits through the whole graph, ending with a page to look at")
+    demo.add_argument("--data", metavar="DIR", help="a folder of photographs, or an LFW-style tree; default: pictures that the packages ship")
+    demo.add_argument("--preset", default="demo", help="default: demo")
+
+    _command(words, "doctor", "doctor:doctor", "what is installed and found here, and what to do about each gap", json=True)
+
+    faces = _command(words, "faces", "look:faces", "what faces photographs show, and why others are rejected", json=True)
+    faces.add_argument("paths", nargs="+", metavar="PATH", help="photographs or folders of them")
+    faces.add_argument("--face", default="only", help="which face of a picture: only, largest, or its index from the left")
+
+    embed = _command(words, "embed", "look:embed", "identity or expression embeddings of photographs, as Parquet", json=True)
+    embed.add_argument("paths", nargs="+", metavar="PATH", help="photographs or folders of them")
+    embed.add_argument("--encoder", required=True, help="dlib, or dln (the trained expression encoder of --preset)")
+    embed.add_argument("--out", required=True, metavar="FILE.parquet")
+    embed.add_argument("--preset", default="starter")
+
+    emotions = _command(words, "emotions", "look:emotions", "the 135 emotion words as a tree, or how one word resolves", json=True)
+    emotions.add_argument("word", nargs="?", metavar="WORD")
+
+    portrait = _command(words, "portrait", "look:portrait", "make one portrait now", json=True)
+    _order(portrait)
+    portrait.add_argument("--out", metavar="FILE", help="where to write it; default: portraits/ in the state folder, by content")
+
+    _request(words)
+    _jobs(words)
+    _weights(words)
+
+    bench = _command(words, "bench", "bench:bench", "measure speed beside a peer in the same run", json=True)
+    bench.add_argument("what", choices=BENCHES)
+    bench.add_argument("--preset", default="starter")
+    bench.add_argument("--seconds", type=float, default=3.0, help="least time to measure each row; default 3")
+
+    forget = _command(words, "forget", "look:forget", "erase a person, a face or a data set from every store", json=True)
+    forget.add_argument("--person")
+    forget.add_argument("--face", metavar="FACE_ID")
+    forget.add_argument("--dataset", metavar="NAME")
+
+    verify = _command(words, "verify", "look:verify", "check a portrait against its sidecar", json=True)
+    verify.add_argument("portrait", metavar="FILE")
+
+    up = _command(words, "up", "up:up", "Dagster and MLflow in the browser, on this machine only, until Ctrl-C")
+    up.add_argument("--port", type=int, default=3000, help="Dagster's; MLflow takes the next one; default 3000")
+    return top
+
+
+def _command(words: Any, name: str, function: str, about: str, json: bool = False) -> argparse.ArgumentParser:
+    command = words.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+    command.set_defaults(function=function)
+    if json:
+        command.add_argument("--json", action="store_true", help="one JSON value on standard output and nothing else")
+    return command
+
+
+def _order(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--selfie", action="append", default=[], metavar="FILE", help="who; several of one person are averaged")
+    command.add_argument("--scene", default="", metavar="FILE", help="where: a photograph with a face in it")
+    command.add_argument("--prompt", default="", metavar="TEXT", help="where: a description, painted by Stable Diffusion")
+    command.add_argument("--emotion", required=True, metavar="WORD", help="which expression: one of `diffsfsr emotions`, or neutral")
+    command.add_argument("--task", default="all", help="all, identity (keep the scene's expression) or expression (keep its person)")
+    command.add_argument("--strength", type=float, default=1.0, help="0 the scene's own expression, 1 the word's, more exaggerates")
+    command.add_argument("--steps", type=int, default=0, help="sampling steps; default: the model's own")
+    command.add_argument("--sampler", default="", help="pndm, ddim, dpm-solver++ or unipc; default: the model's own")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--face", default="only", help="which face of the scene: only, largest, or its index from the left")
+
+
+def _request(words: Any) -> None:
+    verbs = words.add_parser("request", help="queue portraits and follow them", description="Queue portraits and follow them.")
+    verbs = verbs.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+    _order(_command(verbs, "add", "requests:add", "queue one portrait", json=True))
+    listed = _command(verbs, "list", "requests:list_requests", "the newest requests", json=True)
+    listed.add_argument("--state", help="queued, leased, done, failed or cancelled")
+    listed.add_argument("--limit", type=int, default=50)
+    for name, about in (
+        ("show", "one request"),
+        ("watch", "wait until a request has ended"),
+        ("cancel", "cancel a request that has not ended"),
+        ("retry", "queue a failed or cancelled request again"),
+    ):
+        verb = _command(verbs, name, f"requests:{name}", about, json=True)
+        verb.add_argument("id", metavar="ID", help="or its first characters")
+        if name == "watch":
+            verb.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
+
+
+def _jobs(words: Any) -> None:
+    run = _command(words, "run", "look:run", "run a job of the graph: prepare, train, evaluate, promote or generate", json=True)
+    run.add_argument("job", choices=JOBS, metavar="JOB", help=", ".join(JOBS))
+    run.add_argument("--preset", default="starter", help="a row of the preset table; default: starter")
+    run.add_argument("--data", metavar="DIR", help="prepare: a folder of photographs, also looked for in DIFFSFSR_DATA; default: those already known")
+    run.add_argument("--name", help="prepare: what to call the data set; default: the folder's name")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset, as training.steps=100")
+    run.add_argument("--model", default="trained", help="evaluate: trained (the preset's newest) or champion")
+    run.add_argument("--dry-run", action="store_true", help="print the resolved settings and do nothing")
+
+
+def _weights(words: Any) -> None:
+    verbs = words.add_parser("weights", help="the pretrained files: list, bring, check", description="The pretrained files: list, bring, check.")
+    verbs = verbs.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+    _command(verbs, "list", "look:weights_list", "every file of the zoo and where it is", json=True)
+    _command(verbs, "check", "look:weights_check", "read every file that is here and compare its hash", json=True)
+    pull = _command(verbs, "pull", "look:weights_pull", "bring a file, verified", json=True)
+    pull.add_argument("name", metavar="NAME")
+    pull.add_argument("--mirror", metavar="ADDRESS")
+    pull.add_argument("--accept-licence", action="store_true")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""The whole graph, as `workspace.yaml` and `dg` load it."""
+
+import dagster as dg
+
+from assets import checks, embeddings, evaluation, experts, faces, images, portraits, registry, shards, training
+from pipelines import automation, jobs
+from pipelines.environments import Environment
+
+_ROOMS = [images, faces, embeddings, experts, shards, training, evaluation, registry, portraits]
+
+defs = dg.Definitions(
+    assets=dg.load_assets_from_modules(_ROOMS),
+    asset_checks=dg.load_asset_checks_from_modules([checks, registry]),
+    jobs=jobs.ALL,
+    sensors=[automation.queued_requests],
+    schedules=[automation.nightly_evaluation],
+    resources=Environment.current().resources(),
+    executor=dg.in_process_executor,  # a run is a process of its own already, and the libraries take seconds to load
+)

@@ -1,0 +1,68 @@
+"""Where the stores are, read from the environment in one place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+_INSTANCE = Path(__file__).with_name("dagster.yaml")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The state folder and the addresses of the stores; each store may lie elsewhere by a variable of its own."""
+
+    home: Path
+    catalogue: str
+    queue: str
+    mlflow: str
+    artifacts: str
+
+    @classmethod
+    def current(cls) -> Environment:
+        home = Path(os.environ.get("DIFFSFSR_HOME") or ".diffsfsr").resolve()
+        return cls(
+            home=home,
+            catalogue=os.environ.get("DIFFSFSR_CATALOGUE_URI") or str(home / "catalogue"),
+            queue=os.environ.get("DIFFSFSR_QUEUE_URL") or f"sqlite:///{home / 'queue.db'}",
+            mlflow=os.environ.get("DIFFSFSR_MLFLOW_URI") or f"sqlite:///{home / 'mlflow.db'}",
+            artifacts=os.environ.get("DIFFSFSR_ARTIFACTS") or str(home / "mlartifacts"),
+        )
+
+    def resources(self) -> dict[str, Any]:
+        """The Dagster resources of every asset."""
+        import dagster as dg
+
+        from assets import resources as r
+
+        return {
+            "settings": r.Settings.configure_at_launch(),
+            "workspace": r.WorkspaceResource(home=str(self.home)),
+            "catalogue": r.CatalogueResource(uri=self.catalogue),
+            "queue": r.QueueResource(url=self.queue),
+            "registry": r.RegistryResource(tracking_uri=self.mlflow, artifact_root=self.artifacts),
+            "trainer": dg.PipesSubprocessClient(),
+        }
+
+    def prepare(self) -> None:
+        """Make the state folder and Dagster's own inside it, and point Dagster and its telemetry at them."""
+        folder = self.home / "dagster"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "dagster.yaml").exists():
+            shutil.copyfile(_INSTANCE, folder / "dagster.yaml")
+        os.environ["DIFFSFSR_HOME"] = str(self.home)
+        os.environ.setdefault("DAGSTER_HOME", str(folder))
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+    def instance(self) -> dg.DagsterInstance:
+        """Dagster's instance, whose event log the UI shows."""
+        import dagster as dg
+
+        self.prepare()
+        return dg.DagsterInstance.get()

@@ -1,0 +1,228 @@
+"""The commands that look, make or erase one thing at once, without the graph. Each takes the parsed arguments and returns its answer."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from diffsfsr.errors import InputError
+from pipelines.environments import Environment
+
+# --- photographs ------------------------------------------------------------------------------------------------------
+
+
+def faces(args: Namespace) -> Any:
+    """Aligned faces (path, face_id, box, pose) and rejects (path, sha256, reason, detail)."""
+    found, rejects = _align(args.paths, args.face, size=128)
+    keep = ("path", "sha256", "face_id", "face_index", "box", "yaw", "pitch", "roll")
+    answer = {"faces": [{k: row[k] for k in keep} for row in found], "rejects": rejects}
+    if args.json:
+        return answer
+    lines = [f"{r['path']}: face at {r['box']}, yaw {r['yaw']:.0f}, pitch {r['pitch']:.0f}, roll {r['roll']:.0f} degrees" for r in found]
+    lines += [f"{r['path']}: {r['reason']} ({r['detail']})" for r in rejects]
+    return "\n".join([*lines, f"{len(found)} faces, {len(rejects)} rejected"])
+
+
+def _align(paths: list[str], face: str, size: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    import os
+
+    from diffsfsr.config import Data
+    from diffsfsr.face.collection import align_rows, scan, source_row
+
+    data = Data(face=face, max_outside=1.0)
+    if face not in ("only", "largest") and not face.isdigit():
+        raise InputError(f"--face {face!r} is not 'only', 'largest' or an index from the left")
+    found, rejects = [], []
+    for name in paths:
+        path = Path(name)
+        if not path.exists() and not path.is_symlink():
+            raise InputError(f"{name} does not exist: give photographs or folders of them")
+        folder = path if path.is_dir() else path.parent
+        rows = scan(path) if path.is_dir() else [source_row(path)]
+        done, failed = align_rows(rows, folder, folder.name or "here", size, data, os.cpu_count() or 1)
+        for row in (*done, *failed):
+            row["path"] = str(folder / row["path"])
+        found += done
+        rejects += failed
+    return found, rejects
+
+
+def embed(args: Namespace) -> Any:
+    """Embeddings as Parquet: path, face_id, embedding. Answers with the counts and the rejects."""
+    import numpy as np
+    import pyarrow as pa
+
+    from assets.embeddings import encode_all, load_dln
+    from assets.stores.workspace import Workspace
+    from diffsfsr import config, tables
+    from diffsfsr.encoders import load_encoder
+
+    preset = config.preset(args.preset)
+    encoder: Any = load_dln(Workspace(Environment.current().home), preset) if args.encoder == "dln" else load_encoder(args.encoder)
+    out = Path(args.out)
+    if out.suffix != ".parquet" or not out.absolute().parent.is_dir():
+        raise InputError(f"--out {args.out} must end in .parquet and lie in a folder that exists")
+    found, rejects = _align(args.paths, "only", preset.crop)
+    vectors: Any = np.zeros((0, encoder.dim), np.float32)
+    if found:
+        vectors = np.concatenate(list(encode_all(encoder, tables.from_rows(found, tables.FACES))))
+    columns = {"path": [r["path"] for r in found], "face_id": [r["face_id"] for r in found]}
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), encoder.dim)
+    tables.write(out, pa.table({**columns, "embedding": embedding}), encoder.version[:16])
+    return {"out": str(out), "encoder": args.encoder, "faces": len(found), "rejects": rejects}
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def emotions(args: Namespace) -> Any:
+    """The tree, or one word with how it resolves on the faces that are catalogued here."""
+    from diffsfsr import emotions as words
+
+    if args.word is None:
+        if args.json:
+            return words.TREE
+        lines = []
+        for primary, clusters in words.TREE.items():
+            lines.append(primary)
+            lines += [f"  {secondary}: {', '.join(found)}" for secondary, found in clusters.items()]
+        return "\n".join(lines)
+    found = words.lookup(args.word)
+    answer: dict[str, Any] = {"word": found.word, "secondary": found.secondary, "primary": found.primary, "resolution": None}
+    labels = _labels()
+    if labels:
+        resolution = words.resolve(args.word, labels)
+        answer["resolution"] = {"how": resolution.how, "labels": list(resolution.labels), "faces": sum(labels[x] for x in resolution.labels)}
+    return answer
+
+
+def _labels() -> dict[str, int]:
+    import json
+
+    path = Environment.current().home / "models" / "labels.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+# --- one portrait -----------------------------------------------------------------------------------------------------
+
+
+def order(args: Namespace) -> Any:
+    """The order that the arguments spell, checked."""
+    from diffsfsr.portrait.order import Order
+
+    fields = ("emotion", "scene", "prompt", "task", "strength", "steps", "sampler", "seed", "face")
+    return Order(selfies=tuple(args.selfie), **{name: getattr(args, name) for name in fields}).check()
+
+
+def portrait(args: Namespace) -> Any:
+    """Make one portrait with the champion; answers with its sidecar."""
+    wanted = order(args)
+    out = Path(args.out) if args.out else None
+    if out and (not out.absolute().parent.is_dir() or out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")):
+        raise InputError(f"--out {args.out} must be a picture's name (.png, .jpg, .webp or .tif) in a folder that exists")
+    from assets.portraits import Serving, fulfil
+    from assets.stores.catalogue import Catalogue
+    from assets.stores.registry import Registry
+
+    here = Environment.current()
+    serving = Serving.champion(Registry(here.mlflow, here.artifacts), Catalogue(here.catalogue), here.home / "portraits")
+    sidecar, _ = fulfil(wanted, serving, out)
+    return sidecar if args.json else sidecar["portrait"]
+
+
+def verify(args: Namespace) -> Any:
+    from diffsfsr.portrait.provenance import verify as check
+
+    sidecar = check(Path(args.portrait))
+    return {"portrait": args.portrait, "genuine": True, "model_version": sidecar["model_version"], "made_at": sidecar["made_at"]}
+
+
+# --- the graph's jobs -------------------------------------------------------------------------------------------------
+
+
+def run(args: Namespace) -> Any:
+    """Resolve the settings before anything is loaded, then run the job."""
+    import os
+
+    from diffsfsr import config
+
+    changes = dict(_pair(text) for text in args.set)
+    preset = config.override(config.preset(args.preset), changes)
+    folder = _data_folder(args.data) if args.data else None
+    if folder and args.job != "prepare":
+        raise InputError("--data goes with `run prepare`; the other jobs use the data sets that are prepared")
+    if args.dry_run:
+        return {"job": args.job, "data": str(folder) if folder else None, "preset": config.to_dict(preset)}
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from pipelines.operate import Operator
+
+    operator = Operator(Environment.current(), args.preset, changes)
+    if args.job == "prepare":
+        return operator.prepare(folder, args.name)
+    if args.job == "evaluate":
+        return operator.evaluate(args.model)
+    return {"train": operator.train, "promote": operator.promote, "generate": operator.generate}[args.job]()
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {text!r} is not KEY=VALUE, as in --set training.steps=100")
+    return key, value
+
+
+def _data_folder(name: str) -> Path:
+    import os
+
+    places = [Path(name), *([Path(os.environ["DIFFSFSR_DATA"]) / name] if os.environ.get("DIFFSFSR_DATA") else [])]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise InputError(f"--data {name} is not a folder: give a folder of photographs")
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def weights_list(args: Namespace) -> Any:
+    from diffsfsr.weights import ZOO, find
+
+    rows = [{**entry.__dict__, "found": str(find(name) or "")} for name, entry in ZOO.items()]
+    if args.json:
+        return rows
+    return "\n".join(f"{r['name']:24} {r['role']:24} {r['licence']:28} {r['found'] or 'not here'}" for r in rows)
+
+
+def weights_check(args: Namespace) -> Any:
+    from diffsfsr.weights import check
+
+    rows = [status.__dict__ for status in check()]
+    if args.json:
+        return rows
+    return "\n".join("  ".join(f"{value}" for value in row.values() if value not in (None, "")) for row in rows)
+
+
+def weights_pull(args: Namespace) -> Any:
+    from diffsfsr.weights import pull
+
+    return {"name": args.name, "file": str(pull(args.name, args.mirror, args.accept_licence))}
+
+
+# --- erasure ----------------------------------------------------------------------------------------------------------
+
+
+def forget(args: Namespace) -> Any:
+    """Erase a person, a face or a data set from the catalogue and from every table in the state folder."""
+    from assets.stores.catalogue import Catalogue
+    from assets.stores.workspace import Workspace
+
+    if sum(bool(x) for x in (args.person, args.face, args.dataset)) != 1:
+        raise InputError("forget needs exactly one of --person, --face and --dataset")
+    here = Environment.current()
+    rows = Workspace(here.home).forget(person=args.person, face_id=args.face, dataset=args.dataset)
+    ids = [args.face] if args.face else []
+    tables = Catalogue(here.catalogue).forget(person=args.person, face_ids=ids, dataset=args.dataset)
+    if not rows and not sum(tables.values()):
+        raise InputError(f"nothing here is called {args.person or args.face or args.dataset!r}; `diffsfsr run prepare` names the data sets")
+    return {"rows_erased": {"files": rows, **tables}, "note": "photographs, trained networks and finished portraits are not touched"}

@@ -1,0 +1,245 @@
+"""The jobs of the graph run from the command line: in this process, on the same instance that the UI shows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from assets.partitions import TASKS
+from assets.stores.workspace import Shard, Workspace, aligned
+from diffsfsr import config, tables
+from diffsfsr.config import Preset
+from diffsfsr.errors import InputError, NotReady
+from pipelines.environments import Environment
+
+_PROCESS = "diffsfsr/process"  # a run's tag: the process it lives and dies with
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One person's `diffsfsr run`: a preset with its changes, on one environment."""
+
+    environment: Environment
+    preset_name: str
+    changes: dict[str, str]
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        return Workspace(self.environment.home)
+
+    @cached_property
+    def instance(self) -> Any:
+        instance = self.environment.instance()
+        _end_orphans(instance)
+        return instance
+
+    @property
+    def preset(self) -> Preset:
+        """The diffusion preset of the family, as the assets resolve it."""
+        from assets.resources import Settings
+
+        return Settings(preset=self.preset_name, changes=self.changes).resolve()
+
+    # --- jobs ---
+
+    def prepare(self, folder: Path | None, name: str | None = None) -> dict[str, Any]:
+        """Bring every stage up to the catalogue up to date, for one folder or all known data sets; returns what there is."""
+        preset = self.preset
+        names = [self.scan(folder, name)] if folder else self.workspace.datasets()
+        if not names:
+            raise InputError("no data set is known yet: give a folder of photographs with --data DIR")
+        shards = [shard for each in names for shard in self.workspace.shards(each)]
+        pending = [shard for shard in shards if not self._prepared(shard, preset)]
+        for shard in _counted(pending, "prepare"):
+            self.run("prepare", shard.key)
+        if self.workspace.network("dln", preset):
+            self._encode(preset, shards)
+        return self._summary(names, preset) | {"shards_computed": len(pending)}
+
+    def scan(self, folder: Path, name: str | None = None) -> str:
+        """List a folder's photographs; returns the data set's name."""
+        name = name or dataset_name(self.workspace, folder)
+        self.workspace.dataset(name)  # refuses a bad name before anything runs
+        self.run("scan", ops={"source_images": {"config": {"name": name, "folder": str(folder.resolve())}}})
+        return name
+
+    def _prepared(self, shard: Shard, preset: Preset) -> bool:
+        from assets.embeddings import is_catalogued
+        from assets.faces import aligned_mark
+
+        mark = aligned_mark(self.workspace, shard, preset)
+        return tables.mark_of(self.workspace.file(aligned(preset), shard)) == mark and is_catalogued(self.workspace, shard, preset)
+
+    def _encode(self, preset: Preset, shards: list[Shard]) -> int:
+        """Embed expressions and write training shards, where the networks for them are there; returns how many shards."""
+        from assets.shards import is_encoded
+
+        if not self.workspace.network("autoencoder", preset):
+            return 0
+        pending = [shard for shard in shards if not is_encoded(self.workspace, shard, preset)]
+        for shard in _counted(pending, "encode"):
+            self.run("encode", shard.key)
+        return len(pending)
+
+    def train(self) -> dict[str, Any]:
+        """Train what the preset names. A diffusion model's autoencoder, DLN and shards are made first where they lack."""
+        named = config.preset(self.preset_name)
+        if named.trains != "diffusion":
+            self.run("experts", only=[{"autoencoder": "autoencoder", "dln": "dln_model"}[named.trains]])
+            folder, version = self.workspace.need_network(named.trains, named)
+            return {"network": named.trains, "folder": str(folder), "version": version}
+        preset = self.preset
+        shards = [s for s in self.workspace.shards() if self.workspace.file(aligned(preset), s).exists()]
+        if not shards:
+            raise NotReady(f"no faces of {preset.crop} pixels are prepared yet; run `diffsfsr run prepare --preset {preset.name} --data DIR`")
+        self.run("experts")
+        self._encode(preset, shards)
+        self.run("train")
+        folder, version = self.workspace.need_network("diffusion", preset)
+        return {"network": "diffusion", "folder": str(folder), "version": version, "steps": preset.training.steps}
+
+    def evaluate(self, model: str = "trained") -> dict[str, Any]:
+        """Evaluate a model on every prepared data set and task; returns the figures."""
+        from assets.evaluation import flat, model_folder, report_folder
+
+        figures, preset = {}, self.preset
+        registry = self._registry()
+        folder, _ = model_folder(self.workspace, registry, preset, model)
+        datasets = [n for n in self.workspace.datasets() if any(self.workspace.file(aligned(preset), s).exists() for s in self.workspace.shards(n))]
+        for dataset in datasets:
+            for task in TASKS:
+                self.run("evaluate", f"{dataset}|{task}", ops={"evaluation_report": {"config": {"model": model}}})
+                report = report_folder(self.workspace, folder, dataset, task, preset)
+                figures[f"{dataset}/{task}"] = {"report": str(report / "report.html"), **flat(_json(report / "report.json"))}
+        return figures
+
+    def promote(self) -> dict[str, Any]:
+        """Register the newest model and, where it is not worse than the champion, make it champion."""
+        from dagster import AssetKey
+
+        result = self.run("promote", fail=False)
+        version = self._registry().resolve("challenger").version
+        checks = result.get_asset_check_evaluations()
+        promoted = bool(result.asset_materializations_for_node("champion")) if result.success else False
+        if not checks:
+            raise RuntimeError(f"the run {result.run_id} did not reach its check; see it in the UI or with DIFFSFSR_DEBUG=1")
+        comparison = next((str(c.metadata["comparison"].value) for c in checks if c.asset_key == AssetKey("registered_model")), "")
+        return {"version": version, "promoted": promoted, "comparison": comparison}
+
+    def generate(self) -> dict[str, Any]:
+        """Make portraits until no request is waiting; returns how many ended how."""
+        ended: Counter[str] = Counter()
+        while self._queue().waiting():
+            result = self.run("generate")
+            metadata = result.asset_materializations_for_node("portraits")[0].metadata
+            ended.update({key: int(metadata[key].value) for key in ("done", "failed", "lost")})  # type: ignore[arg-type]
+        return dict(ended) or {"done": 0, "failed": 0, "lost": 0}
+
+    # --- one run ---
+
+    def run(
+        self, job: str, partition: str | None = None, ops: dict[str, Any] | None = None, only: list[str] | None = None, fail: bool = True
+    ) -> Any:
+        """Run a job in this process, recorded on the instance. An asset's InputError or NotReady comes out as itself."""
+        import dagster as dg
+
+        from pipelines.definitions import defs
+
+        run_config = {
+            "resources": {"settings": {"config": {"preset": self.preset_name, "changes": self.changes}}},
+            "loggers": {"console": {"config": {"log_level": "INFO" if os.environ.get("DIFFSFSR_DEBUG") else "CRITICAL"}}},
+            **({"ops": ops} if ops else {}),
+        }
+        definition = defs.resolve_job_def(job)
+        if "settings" not in definition.required_resource_keys:
+            run_config["resources"] = {}
+        try:
+            return definition.execute_in_process(
+                run_config=run_config,
+                instance=self.instance,
+                partition_key=partition,
+                asset_selection=[dg.AssetKey(name) for name in only] if only else None,
+                tags={_PROCESS: str(os.getpid())},
+                raise_on_error=fail,
+            )
+        except dg.DagsterExecutionInterruptedError as stopped:
+            raise KeyboardInterrupt from stopped
+        except Exception as error:
+            raise _plain(error) from error
+
+    def _registry(self) -> Any:
+        from assets.stores.registry import Registry
+
+        return Registry(self.environment.mlflow, self.environment.artifacts)
+
+    def _queue(self) -> Any:
+        from assets.stores.queue import Queue
+
+        return Queue(self.environment.queue)
+
+    def _summary(self, names: list[str], preset: Preset) -> dict[str, Any]:
+        faces, reasons = 0, Counter[str]()
+        for shard in (shard for name in names for shard in self.workspace.shards(name)):
+            faces += tables.read(self.workspace.file(aligned(preset), shard), ["face_id"]).num_rows
+            reasons.update(tables.read(self.workspace.file(f"rejects-{preset.crop}", shard), ["reason"])["reason"].to_pylist())
+        return {"data_sets": names, "faces": faces, "rejected": reasons.total(), "reasons": dict(reasons.most_common())}
+
+
+def dataset_name(workspace: Workspace, folder: Path) -> str:
+    """The folder's own name, made safe; with a number behind it where another folder has that name already."""
+    import re
+
+    base = re.sub(r"[^\w.-]+", "_", folder.resolve().name).strip(".") or "data"
+    for name in [base, *(f"{base}-{i}" for i in range(2, 1000))]:
+        if name not in workspace.datasets() or workspace.folder_of(name) == folder.resolve():
+            return name
+    raise InputError(f"too many data sets are called {base}: rename the folder")
+
+
+def _counted(shards: list[Shard], what: str) -> Iterator[Shard]:
+    for number, shard in enumerate(shards, 1):
+        print(f"{what} {shard.key} ({number} of {len(shards)})", file=sys.stderr, flush=True)
+        yield shard
+
+
+def _plain(error: Exception) -> Exception:
+    """What an asset raised, out of what Dagster wraps around it."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, InputError | NotReady):
+            return inner
+        inner = inner.__cause__
+    return error
+
+
+def _end_orphans(instance: Any) -> None:
+    """Runs that a killed process of this machine left as started are ended, so that the UI does not show them as going on."""
+    from dagster import DagsterRunStatus, RunsFilter
+
+    for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTED, DagsterRunStatus.STARTING])):
+        process = run.tags.get(_PROCESS)
+        if process and not _alive(int(process)):
+            instance.report_run_failed(run, "its process was killed")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _json(path: Path) -> Any:
+    import json
+
+    return json.loads(path.read_text(encoding="utf-8"))
+

@@ -1,0 +1,202 @@
+"""The expression encoder: its parts against closed forms, and that it learns expressions and not people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffsfsr import weights
+from diffsfsr.encoders import Encoder
+from diffsfsr.encoders.dlib_net import DlibResNet
+from diffsfsr.encoders.dln import CrowdLayer, Dln, Polynomial, triplet_correct, triplet_loss
+from diffsfsr.encoders.warp import DLIB_POINTS, dlib_template
+from diffsfsr.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def net() -> DlibResNet:
+    return DlibResNet.from_dat(weights.resolve("dlib-face"))
+
+
+def chips(people: Tensor, classes: Tensor, seed: int) -> Tensor:
+    """Synthetic faces (n, 3, 103, 103): the person is a colour and a coarse texture, the class a mouth that is open or shut.
+
+    Smaller than dlib's chip, which its network allows, to save time.
+    """
+    g = torch.Generator().manual_seed(seed)
+    out = []
+    for person, kind in zip(people.tolist(), classes.tolist(), strict=True):
+        own = torch.Generator().manual_seed(1000 + person)
+        coarse = torch.rand(1, 3, 4, 4, generator=own) * 120 + 60
+        face = torch.nn.functional.interpolate(coarse, (103, 103), mode="bilinear")[0] + 8 * torch.randn(3, 103, 103, generator=g)
+        face[:, 70 : (92 if kind else 74), 32:72] = 25
+        out.append(face.clamp(0, 255))
+    return torch.stack(out)
+
+
+def all_triplets(classes: Tensor) -> Tensor:
+    y, n = classes.tolist(), len(classes)
+    return torch.tensor([(i, j, k) for i in range(n) for j in range(i + 1, n) for k in range(n) if y[i] == y[j] != y[k]])
+
+
+def accuracy(embed: Callable[[Tensor], Tensor], faces: Tensor, classes: Tensor) -> float:
+    with torch.no_grad():
+        e, t = embed(faces), all_triplets(classes)
+    return triplet_correct(e[t[:, 0]], e[t[:, 1]], e[t[:, 2]]).float().mean().item()
+
+
+def test_triplet_loss_is_its_formula() -> None:
+    g = torch.Generator().manual_seed(0)
+    a, p, n = torch.randn(3, 50, 4, generator=g)
+    margin = torch.rand(50, generator=g)
+    loss, right = triplet_loss(a, p, n, margin), triplet_correct(a, p, n)
+    for i in range(50):
+        near, far, far2 = (
+            sum((x - y) ** 2 for x, y in zip(u[i].tolist(), v[i].tolist(), strict=True)) for u, v in ((a, p), (a, n), (p, n))
+        )
+        want = max(0.0, near - far + margin[i].item()) + max(0.0, near - far2 + margin[i].item())
+        assert loss[i].item() == pytest.approx(want, abs=1e-5) and right[i].item() == (near < far and near < far2)
+    torch.testing.assert_close(triplet_loss(p, a, n, margin), loss)
+    assert triplet_loss(a, a, a, 0.2).tolist() == pytest.approx([0.4] * 50)
+
+
+def test_the_polynomial_is_its_formula() -> None:
+    layer = Polynomial(3, 2, torch.Generator().manual_seed(0))
+    x = torch.tensor([[0.5, -2.0, 3.0]])
+    want = [
+        sum(layer.w1[r, c].item() * v + layer.w2[r, c].item() * v**2 + layer.w3[r, c].item() * v**3 for c, v in enumerate(x[0].tolist()))
+        for r in range(2)
+    ]
+    assert layer(x)[0].tolist() == pytest.approx(want, rel=1e-5)
+
+
+def test_the_embedding_is_the_deviation_through_the_polynomial(net: DlibResNet) -> None:
+    dln, x = Dln.from_identity(net).eval(), chips(torch.arange(3), torch.tensor([0, 1, 0]), 0)
+    with torch.no_grad():
+        deviation = torch.sigmoid(10 * dln.trained(x)) - torch.sigmoid(10 * net(x))
+        want = dln.projection(deviation)
+        got = dln.embed(x)
+    torch.testing.assert_close(got, want / want.norm(dim=1, keepdim=True))
+    assert got.shape == (3, 16) and deviation.abs().mean() > 0.01  # the twins start apart, or nothing could be learned
+    with torch.no_grad():
+        for p, q in zip(dln.trained.parameters(), dln.frozen.parameters(), strict=True):
+            p.copy_(q)
+        assert (dln.embed(x) == 0).all()
+
+
+def test_the_start_is_seeded(net: DlibResNet) -> None:
+    one = Dln.from_identity(net)
+    assert one.version == Dln.from_identity(weights.resolve("dlib-face")).version != Dln.from_identity(net, seed=1).version
+
+
+def test_the_crowd_layer_starts_as_nothing_and_is_one_matrix_an_annotator() -> None:
+    crowd, e = CrowdLayer(5), torch.nn.functional.normalize(torch.randn(4, 16), dim=1)
+    who = torch.tensor([0, 3, 3, 4])
+    torch.testing.assert_close(crowd(e, who), e)
+    with torch.no_grad():
+        crowd.matrices[3] = -torch.eye(16)
+    torch.testing.assert_close(crowd(e, who), e * torch.tensor([1.0, -1, -1, 1])[:, None])
+    crowd(e, who).sum().backward()
+    gradient = crowd.matrices.grad
+    assert gradient is not None and (gradient.abs().sum((1, 2)) > 0).tolist() == [True, False, False, True, True]
+
+
+def test_frozen_twin_stays_and_images_get_gradients(net: DlibResNet) -> None:
+    dln = Dln.from_identity(net)
+    assert isinstance(dln, Encoder) and dln.dim == 16
+    wanted = {id(p) for p in dln.trainable_parameters()}
+    assert all((id(p) in wanted) == p.requires_grad for p in dln.parameters())
+    assert not any(id(p) in wanted for p in dln.frozen.parameters())
+    dln.requires_grad_(False)
+    landmarks = torch.zeros(1, 68, 2)
+    landmarks[0, list(DLIB_POINTS)] = dlib_template(100) + 14
+    images = (torch.rand(1, 3, 128, 128) * 2 - 1).requires_grad_(True)
+    out = dln(images, landmarks)
+    assert out.norm(dim=1).item() == pytest.approx(1, abs=1e-5)
+    out[0, 0].backward()
+    assert images.grad is not None and images.grad.isfinite().all() and images.grad[:, :, 20:108, 20:108].abs().min() >= 0
+    assert (images.grad != 0).float().mean() > 0.3
+
+
+def test_it_learns_the_expression_of_people_it_never_saw(net: DlibResNet) -> None:
+    """Every person shows both classes, so that identity is no help; the test people are new."""
+    torch.manual_seed(0)
+    people, classes = torch.arange(12).repeat_interleave(2), torch.tensor([0, 1]).repeat(12)
+    faces, unseen = chips(people, classes, 1), chips(people[:12] + 100, classes[:12], 2)
+    dln = Dln.from_identity(net)
+    before = dln.frozen.state_dict()["head.weight"].clone()
+    start = accuracy(dln.embed, unseen, classes[:12])
+    identity = accuracy(lambda x: torch.nn.functional.normalize(net(x) - net(faces).mean(0), dim=1), unseen, classes[:12])
+    optimizer = torch.optim.Adam(dln.trainable_parameters(), lr=1e-4)
+    first = 0.0
+    for _ in range(15):
+        some = torch.randperm(12)[:4]
+        rows = torch.cat([2 * some, 2 * some + 1])
+        t, e = all_triplets(classes[rows]), dln.embed(faces[rows])
+        loss = triplet_loss(e[t[:, 0]], e[t[:, 1]], e[t[:, 2]], 0.2).mean()
+        first = first or loss.item()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    end = accuracy(dln.embed, unseen, classes[:12])
+    assert end > 0.9 and end > start + 0.2 and end > identity + 0.2, (start, identity, end)
+    assert loss.item() < 0.3 * first
+    assert (dln.frozen.state_dict()["head.weight"] == before).all()
+
+
+def test_save_and_load_give_the_same_network(net: DlibResNet, tmp_path: Path) -> None:
+    dln, x = Dln.from_identity(net, dim=8, seed=3), chips(torch.arange(2), torch.tensor([0, 1]), 0)
+    dln.save(tmp_path / "dln")
+    assert sorted(p.name for p in (tmp_path / "dln").iterdir()) == ["dln.json", "dln.safetensors"]
+    back = Dln.load(tmp_path / "dln")
+    assert back.version == dln.version and not back.training and not any(p.requires_grad for p in back.parameters())
+    with torch.no_grad():
+        assert torch.equal(back.embed(x), dln.eval().embed(x))
+    again = Dln.load(tmp_path / "dln", trainable=True)
+    assert all(p.requires_grad for p in again.trainable_parameters())
+    dln.save(tmp_path / "dln")
+    assert Dln.load(tmp_path / "dln").version == dln.version
+
+
+def test_load_refuses_what_save_did_not_write(net: DlibResNet, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    Dln.from_identity(net).save(tmp_path)
+    file, settings = tmp_path / "dln.safetensors", tmp_path / "dln.json"
+    good, text = file.read_bytes(), settings.read_text()
+
+    def refused(match: str) -> None:
+        with pytest.raises(InputError, match=match) as caught:
+            Dln.load(tmp_path)
+        assert str(tmp_path) in str(caught.value)
+        file.write_bytes(good)
+        settings.write_text(text)
+
+    tensors = load_file(file)
+    save_file(tensors | {"projection.w1": tensors["projection.w1"] + 1}, file)
+    refused("not the one that dln.json")
+    save_file({k: v for k, v in tensors.items() if k != "projection.w1"}, file)
+    refused("projection.w1 is absent")
+    save_file(tensors | {"more": torch.zeros(1)}, file)
+    refused("more is .1. where nothing belongs")
+    save_file(tensors | {"projection.w1": torch.full_like(tensors["projection.w1"], torch.nan)}, file)
+    refused("not finite")
+    file.write_bytes(good[: len(good) // 2])
+    refused("cannot be read as a DLN's weights")
+    for change, said in (
+        ({"dim": 10**9}, "dim 1000000000"),
+        ({"kind": "unet"}, "kind 'unet'"),
+        ({"extra": 1}, "must have"),
+        ({"gain": "10"}, "must have"),
+    ):
+        settings.write_text(json.dumps(json.loads(text) | change))
+        refused(said)
+    settings.write_text("{")
+    refused("cannot be read as a DLN's settings")
+    with pytest.raises(InputError, match="cannot be read as a DLN's settings"):
+        Dln.load(tmp_path / "nowhere")

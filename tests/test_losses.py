@@ -1,0 +1,99 @@
+"""The objective's terms: values by hand, and gradients through a decoder and an encoder against finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffsfsr.errors import InputError
+from diffsfsr.model.autoencoder import LatentAutoencoder
+from diffsfsr.training import losses
+
+
+def test_diffusion_loss_by_hand() -> None:
+    pred, target = torch.zeros(2, 2, 1, 2), torch.zeros(2, 2, 1, 2)
+    pred[0, 0, 0, 0], pred[0, 1, 0, 1] = 1.0, 3.0  # squares 1 and 9 over 4 elements
+    target[1] = 2.0
+    assert losses.diffusion_loss(pred, target).tolist() == [2.5, 4.0]
+
+
+def test_diffusion_loss_counts_the_weighted_positions_only() -> None:
+    pred, target = torch.zeros(3, 2, 1, 2), torch.zeros(3, 2, 1, 2)
+    pred[:, 0, 0, 0], pred[:, 1, 0, 1] = 1.0, 3.0
+    mask = torch.tensor([[1.0, 0.0], [0.25, 0.75], [0.0, 0.0]]).view(3, 1, 1, 2)
+    # position means are 0.5 and 4.5
+    assert losses.diffusion_loss(pred, target, mask).tolist() == [0.5, 3.5, 0.0]
+    torch.testing.assert_close(losses.diffusion_loss(pred, target, torch.full((3, 1, 1, 2), 7.0)), losses.diffusion_loss(pred, target))
+
+
+def test_diffusion_loss_has_no_gradient_outside_its_mask_and_none_that_is_nan() -> None:
+    pred = torch.ones(2, 2, 2, 2, requires_grad=True)
+    mask = torch.zeros(2, 1, 2, 2)
+    mask[0, 0, 0, 0] = 1
+    losses.diffusion_loss(pred, torch.zeros_like(pred), mask).sum().backward()
+    expected = torch.zeros(2, 2, 2, 2)
+    expected[0, :, 0, 0] = 1.0
+    torch.testing.assert_close(pred.grad, expected)
+
+
+def test_identity_loss_by_hand() -> None:
+    pred = {"a": torch.tensor([[1.0, 0.0], [1.0, 0.0]]), "b": torch.tensor([[3.0, 4.0], [0.0, 1.0]])}
+    ref = {"a": torch.tensor([[0.0, 2.0], [5.0, 0.0]]), "b": torch.tensor([[3.0, 4.0], [0.0, -1.0]])}
+    # a: cosines 0 and 1; b: cosines 1 and -1
+    assert losses.identity_loss(pred, ref).tolist() == pytest.approx([0.5, 1.0])
+    assert losses.identity_loss({"a": pred["a"]}, ref).tolist() == pytest.approx([1.0, 0.0])
+    assert losses.identity_loss(pred, {"a": None, "b": ref["b"]}).tolist() == pytest.approx([0.0, 2.0])
+    with pytest.raises(InputError, match="no identity encoder"):
+        losses.identity_loss({"a": pred["a"]}, {"b": ref["b"]})
+
+
+def test_identity_loss_is_centred() -> None:
+    """Two vectors that all but agree are opposite once their common mean is taken away."""
+    mean = torch.tensor([10.0, 0.0])
+    pred, ref = {"dlib": torch.tensor([[10.0, 1.0]])}, {"dlib": torch.tensor([[10.0, -1.0]])}
+    assert float(losses.identity_loss(pred, ref)) == pytest.approx(1 - 99 / 101)
+    assert float(losses.identity_loss(pred, ref, {"dlib": mean})) == pytest.approx(2.0)
+
+
+def test_expression_and_total_by_hand() -> None:
+    pred, ref = torch.zeros(2, 16), torch.zeros(2, 16)
+    pred[0, 0], pred[1] = 4.0, 0.5
+    l_exp = losses.expression_loss(pred, ref)
+    assert l_exp.tolist() == [1.0, 0.25]
+    l_dm, l_id = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0])
+    assert losses.total_loss(l_dm, l_id, l_exp, 0.1, 10.0).tolist() == pytest.approx([11.05, 4.6])
+    assert losses.total_loss(l_dm, None, l_exp, 0.1, 2.0).tolist() == [3.0, 2.5]
+    assert losses.total_loss(l_dm, None, None, 1.0, 1.0) is l_dm
+
+
+def face_losses() -> dict[str, Callable[[Tensor], Tensor]]:
+    torch.manual_seed(0)
+    vae = LatentAutoencoder("tiny", channels=2, width=4).double().eval().requires_grad_(False)
+
+    def encoder(dim: int) -> nn.Module:
+        layers = nn.Sequential(nn.Conv2d(3, 6, 3, stride=4), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 4 * 4, dim))
+        return layers.double().requires_grad_(False)
+
+    who, how = encoder(8), encoder(16)
+    ref_id, ref_exp, mean = torch.randn(2, 8).double(), torch.randn(2, 16).double(), torch.randn(8).double()
+    return {
+        "identity": lambda z: losses.identity_loss({"e": who(vae.decode(z))}, {"e": ref_id}, {"e": mean}).sum(),
+        "expression": lambda z: losses.expression_loss(how(vae.decode(z)), ref_exp).sum(),
+    }
+
+
+@pytest.mark.parametrize("name", ["identity", "expression"])
+def test_gradient_through_decoder_and_encoder_is_the_finite_difference(name: str) -> None:
+    loss = face_losses()[name]
+    g = torch.Generator().manual_seed(3)
+    z = torch.randn(2, 2, 2, 2, generator=g, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(z), z)
+    assert float(gradient.abs().max()) > 1e-6
+    with torch.no_grad():
+        for _ in range(8):
+            direction, h = torch.randn(z.shape, generator=g, dtype=torch.float64), 1e-6
+            slope = float(loss(z + h * direction) - loss(z - h * direction)) / (2 * h)
+            assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-9)

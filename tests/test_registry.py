@@ -1,0 +1,225 @@
+"""The registry on a SQLite store of its own, with real processes for the first open and a real server for the remote case."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from assets.stores.registry import CHALLENGER, CHAMPION, Registry, content_hash
+from diffsfsr.errors import InputError, NotReady
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database at MLflow's schema, copied by each test instead of migrated again."""
+    path = tmp_path_factory.mktemp("prepared") / "mlflow.db"
+    registry = Registry(f"sqlite:///{path}")
+    assert registry.prepare_store() and not registry.prepare_store()
+    return path
+
+
+@pytest.fixture
+def registry(tmp_path: Path, prepared: Path) -> Registry:
+    home = tmp_path / "stüdio's home"
+    home.mkdir()
+    shutil.copy(prepared, home / "mlflow.db")
+    return Registry(f"sqlite:///{home}/mlflow.db", home / "mlartifacts", cache=home / "models")
+
+
+def model_folder(parent: Path, content: str) -> Path:
+    folder = parent / f"model {content}"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "weights.bin").write_bytes(content.encode() * 1000)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def open_together(home: str, gate: Any, found: Any) -> None:
+    registry = Registry(f"sqlite:///{home}/mlflow.db", f"{home}/mlartifacts")
+    gate.wait()
+    did = registry.prepare_store()
+    found.put((did, registry.open_run("first", "training")))
+
+
+def test_two_first_opens_at_once_migrate_once_and_share_a_run(tmp_path: Path) -> None:
+    gate, found = SPAWN.Barrier(2), SPAWN.Queue()
+    openers = [SPAWN.Process(target=open_together, args=(str(tmp_path), gate, found)) for _ in range(2)]
+    for opener in openers:
+        opener.start()
+    answers = [found.get(timeout=60) for _ in openers]
+    for opener in openers:
+        opener.join(30)
+    assert sorted(did for did, _ in answers) == [False, True]
+    assert answers[0][1] == answers[1][1]
+
+
+def test_a_run_is_found_again_by_its_name(registry: Registry) -> None:
+    first = registry.open_run("2026 O'Brien", "training", {"preset": "tiny"})
+    registry.end_run(first)
+    assert registry._client.get_run(first).info.status == "FINISHED"
+    assert registry.open_run("2026 O'Brien", "training", {"preset": "lab"}) == first
+    run = registry._client.get_run(first)
+    assert (run.info.status, run.data.tags["preset"], run.data.tags["kind"]) == ("RUNNING", "lab", "training")
+    assert registry.open_run("another", "training") != first
+    assert registry.open_run("any name", "training", run_id=first) == first
+    with pytest.raises(InputError, match="quotes"):
+        registry.open_run('a"b', "training")
+
+
+def test_stats_are_logged_in_batches_and_once(registry: Registry) -> None:
+    run = registry.open_run("stats", "training")
+    rows: list[dict[str, Any]] = [{"step": i, "loss": 1.0 / (i + 1), "lr(x)": i, "note": "text", "flag": True} for i in range(600)]
+    assert registry.log_stats(run, rows) == 1200
+    assert registry.log_stats(run, rows[500:]) == 200  # a resumed training logs its last steps again
+    registry.log_stats(run, [{"step": 600, "loss": math.nan}])
+    history = registry._client.get_metric_history(run, "loss")
+    assert [(m.step, m.value) for m in history[:600]] == [(r["step"], r["loss"]) for r in rows]
+    assert len(history) == 601 and math.isnan(history[600].value)
+    assert registry._client.get_run(run).data.metrics["lr_x_"] == 599
+    registry.log_params(run, {f"training.p{i}": i for i in range(150)})
+    assert len(registry._client.get_run(run).data.params) == 150
+
+
+def test_tables_pictures_and_folders_replace_earlier_ones(registry: Registry, tmp_path: Path) -> None:
+    import PIL.Image
+
+    run = registry.open_run("artifacts", "evaluation")
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    for value in (1.0, math.nan):
+        registry.log_table(run, [{"task": "all", "ID": value}, {"task": "identity", "n": 3}], "report/scores")
+        registry.log_picture(run, picture, "report/grid.png")
+    registry.log_folder(run, model_folder(tmp_path, "a"), "extra")
+    root = Path(registry.artifact_root.removeprefix("file://").replace("%C3%BC", "ü").replace("%27", "'").replace("%20", " "))  # type: ignore[union-attr]
+    files = root / run / "artifacts"
+    table = json.loads((files / "report" / "scores.json").read_text())
+    assert table == {"columns": ["task", "ID", "n"], "data": [["all", None, None], ["identity", None, 3]]}
+    assert len(json.loads(registry._client.get_run(run).data.tags["mlflow.loggedArtifacts"])) == 1
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(files / "report" / "grid.png")), picture)
+    assert content_hash(files / "extra") == content_hash(tmp_path / "model a")
+
+
+def test_versions_are_known_by_their_content(registry: Registry, tmp_path: Path) -> None:
+    run = registry.open_run("train", "training")
+    a, b = model_folder(tmp_path, "a"), model_folder(tmp_path, "b")
+    assert registry.register(a, run, {"steps": "10"}) == 1
+    assert registry.register(b, run) == 2  # the same run, further trained: the first version's files stay
+    assert registry.resolve(CHALLENGER).version == 2
+    assert registry.register(a, registry.open_run("again", "training"), {"steps": "11"}) == 1
+    challenger = registry.resolve(CHALLENGER)
+    assert (challenger.version, challenger.tags["steps"], challenger.run_id) == (1, "11", run)
+    assert challenger.path is not None and content_hash(challenger.path) == content_hash(a)
+    assert (challenger.path / "unet" / "weights.bin").read_bytes() == b"a" * 1000
+    assert [(mv.version, mv.aliases) for mv in registry.versions()] == [(2, ()), (1, (CHALLENGER,))]
+    with pytest.raises(InputError, match="not a folder"):
+        registry.register(tmp_path / "none", run)
+
+
+def test_the_content_hash_sees_names_and_bytes(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path, "a")
+    seen = {content_hash(folder)}
+    (folder / "config.json").write_text("{ }")
+    seen.add(content_hash(folder))
+    (folder / "config.json").rename(folder / "conf.json")
+    seen.add(content_hash(folder))
+    (folder / "unet" / "weights.bin").rename(folder / "weights.bin")
+    seen.add(content_hash(folder))
+    assert len(seen) == 4
+
+
+def test_promotion_moves_the_champion_and_rollback_returns_it(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match="diffsfsr run train"):
+        registry.resolve(CHAMPION)
+    assert registry.versions() == []
+    run = registry.open_run("train", "training")
+    for content in "abc":
+        registry.register(model_folder(tmp_path, content), run)
+    with pytest.raises(NotReady, match="diffsfsr run promote"):
+        registry.resolve(CHAMPION)
+    first = registry.promote(1, "ann", "the first")
+    assert (first.version, first.tags["previous_champion"], first.tags["promoted_by"]) == (1, "", "ann")
+    with pytest.raises(NotReady, match="no champion before"):
+        registry.rollback("bo", "?")
+    second = registry.promote(3, "bo", "better ID by 0.02 [0.01, 0.03]")
+    assert (second.version, second.tags["previous_champion"], second.tags["promoted_why"]) == (3, "1", "better ID by 0.02 [0.01, 0.03]")
+    assert second.tags["promoted_at"].endswith("Z")
+    assert registry.promote(3, "cy", "again").tags["promoted_by"] == "bo"  # it is the champion already
+    with pytest.raises(NotReady, match="no model 9"):
+        registry.promote(9, "bo", "typo")
+    assert registry.resolve(CHAMPION).version == 3
+    assert registry.rollback("dee", "worse on beards").version == 1
+    assert registry.resolve(3).tags["rolled_back_why"] == "worse on beards"
+    assert {mv.version: mv.aliases for mv in registry.versions()} == {3: (CHALLENGER,), 2: (), 1: (CHAMPION,)}
+    shutil.rmtree(registry.resolve(3).path)  # type: ignore[arg-type]
+    with pytest.raises(NotReady, match="gone"):
+        registry.promote(3, "bo", "no files")
+    assert registry.resolve(CHAMPION).version == 1
+
+
+def test_nothing_global_is_left_behind(registry: Registry) -> None:
+    registry.open_run("a", "training")
+    code = (
+        "import assets.stores.registry, sys; assert 'mlflow' not in sys.modules;"
+        "from mlflow.telemetry.utils import is_telemetry_disabled as off; assert off()"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "CI", "PYTEST_CURRENT_TEST")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=clean, cwd=Path(__file__).parents[1])
+    import mlflow
+
+    assert str(registry.tracking_uri) != mlflow.get_tracking_uri() and mlflow.active_run() is None
+
+
+@pytest.fixture
+def server(tmp_path: Path, prepared: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shutil.copy(prepared, tmp_path / "server.db")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    command += ["--artifacts-destination", str(tmp_path / "remote"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+@pytest.mark.slow
+def test_a_remote_version_is_downloaded_whole_and_once(server: str, tmp_path: Path) -> None:
+    registry = Registry(server, cache=tmp_path / "models")
+    run = registry.open_run("train", "training")
+    folder = model_folder(tmp_path, "a")
+    assert registry.register(folder, run) == registry.register(folder, run) == 1
+    assert registry.versions()[0].path is None
+    found = registry.promote(1, "ann", "the first")
+    assert found.path is not None and found.path.parent == tmp_path / "models"
+    assert content_hash(found.path) == content_hash(folder)
+    shutil.rmtree(tmp_path / "remote")
+    assert registry.resolve(CHAMPION).path == found.path
+    shutil.rmtree(found.path)
+    with pytest.raises(Exception, match="(?i)not|no such|artifact"):
+        registry.resolve(CHAMPION)
+    assert list((tmp_path / "models").iterdir()) == []
