@@ -59,7 +59,7 @@ def model_folder(workspace: Workspace, registry: Registry, preset: Preset, model
         folder, version = workspace.need_network("diffusion", preset)
         return folder, version
     found = registry.resolve(model)
-    return found.path, f"version {found.version}"
+    return found.folder, f"version {found.version}"
 
 
 def report_folder(workspace: Workspace, model: Path, dataset: str, task: str, preset: Preset) -> Path:

@@ -44,7 +44,7 @@ class Serving:
         from diffsfsr.portrait.compose import Studio
 
         found = registry.resolve("champion")
-        return cls(Studio(found.path), str(found.version), catalogue, folder)
+        return cls(Studio(found.folder), str(found.version), catalogue, folder)
 
     def expression(self, word: str, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         """The (16,) reference embedding that stands for a word, and how it was found."""

@@ -66,7 +66,7 @@ def contest(workspace: Workspace, registry: Registry, preset: Preset) -> tuple[b
         return True, "There is no champion yet: the challenger stands alone."
     if champion.version == challenger.version:
         return True, f"Version {champion.version} is champion and challenger."
-    ours, theirs = _reports(workspace, challenger.path, preset), _reports(workspace, champion.path, preset)
+    ours, theirs = _reports(workspace, challenger.folder, preset), _reports(workspace, champion.folder, preset)
     lines = ["| data set, task | figure | challenger - champion | verdict |", "| --- | --- | --- | --- |"]
     passed = True
     for name in ours:
@@ -86,6 +86,6 @@ def champion(context: dg.AssetExecutionContext, registry: RegistryResource) -> d
     """One alias: the version that portraits are made with. The challenger takes it once the check on it has passed."""
     challenger = registry.open.resolve("challenger")
     registry.open.promote(challenger.version, who=getpass.getuser(), why=f"passed not_worse_than_champion in run {context.run_id}")
-    return dg.MaterializeResult(metadata={"version": challenger.version, "folder": dg.MetadataValue.path(str(challenger.path))})
+    return dg.MaterializeResult(metadata={"version": challenger.version, "folder": dg.MetadataValue.path(str(challenger.folder))})
 
 

@@ -22,7 +22,12 @@ def reporting() -> Iterator[Report]:
     """A report function that logs each line to Dagster, if it launched us, and to MLflow in batches."""
     with contextlib.ExitStack() as stack:
         reporters = [stack.enter_context(r) for r in (_to_dagster(), _to_mlflow()) if r]
-        yield lambda line: [report(line) for report in reporters] and None
+
+        def report_all(line: Stats) -> None:
+            for report in reporters:
+                report(line)
+
+        yield report_all
 
 
 def _to_dagster() -> contextlib.AbstractContextManager[Report] | None:
@@ -44,7 +49,7 @@ def _to_mlflow() -> contextlib.AbstractContextManager[Report] | None:
         return None
     from assets.stores.registry import Registry
 
-    registry = Registry(os.environ["DIFFSFSR_MLFLOW_URI"], os.environ["DIFFSFSR_ARTIFACTS"])
+    registry = Registry(os.environ["DIFFSFSR_MLFLOW_URI"], os.environ.get("DIFFSFSR_ARTIFACTS") or None)
 
     @contextlib.contextmanager
     def opened() -> Iterator[Report]:

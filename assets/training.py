@@ -33,7 +33,7 @@ def run_training(
             context.log.info(f"{run.path.name}: {preset.training.steps} steps; MLflow run {tracked}")
             env = {
                 "DIFFSFSR_MLFLOW_URI": registry.tracking_uri,
-                "DIFFSFSR_ARTIFACTS": registry.artifact_root,
+                "DIFFSFSR_ARTIFACTS": registry.artifact_root or "",
                 "DIFFSFSR_MLFLOW_RUN": tracked,
             }
             trainer.run(context=context, command=launch.command(run, "assets.trainer"), env={**os.environ, **env})

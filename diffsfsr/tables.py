@@ -64,7 +64,7 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call write(temporary path beside `path`), sync it and rename it to `path`; nothing is left behind on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -84,7 +84,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
-    write_whole(path, lambda p: p.write_text(text, encoding="utf-8") and None)
+    write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def write(path: Path, table: pa.Table, mark: str) -> None:

@@ -33,8 +33,8 @@ def bench(args: Namespace) -> Any:
     from pipelines import benches
     from pipelines.doctor import machine
 
-    rows = [measure(pair, args.seconds) for pair in benches.BENCHES[args.what](preset)]
-    found: dict[str, Any] = {"bench": args.what, "preset": preset.name, "machine": machine(), "rows": rows}
+    found: dict[str, Any] = {"bench": args.what, "preset": preset.name, "machine": machine()}  # its load is that of others: before we begin
+    found["rows"] = [measure(pair, args.seconds) for pair in benches.BENCHES[args.what](preset)]
     if args.what in ("train", "sample"):
         found["parameters"] = sum(p.numel() for p in benches.network(preset).parameters())
     return found if args.json else table(found)
@@ -116,6 +116,8 @@ def table(found: dict[str, Any]) -> str:
     left = (0, 4)
     lines = ["  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in cells]
     notes = [f"{m['processor']}, {m['cores']} cores, {m['threads']} threads, load {m['load']}; accelerator {m['accelerator']}; torch {m['torch']}"]
+    if m["load"] > m["cores"]:
+        notes.append("the machine is busy with other work: every figure is low, and ratios where one side has more threads are off")
     if "parameters" in found:
         notes.append(f"{found['parameters']:,} parameters")
     notes += [f"{r['name']}: peak memory {r['peak_mb']} MB, of the peer {r['peer_peak_mb']} MB" for r in found["rows"] if "peak_mb" in r]

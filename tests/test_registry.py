@@ -106,12 +106,14 @@ def test_tables_pictures_and_folders_replace_earlier_ones(registry: Registry, tm
         registry.log_table(run, [{"task": "all", "ID": value}, {"task": "identity", "n": 3}], "report/scores")
         registry.log_picture(run, picture, "report/grid.png")
     registry.log_folder(run, model_folder(tmp_path, "a"), "extra")
+    registry.log_folder(run, tmp_path / "model a" / "config.json")
     root = Path(registry.artifact_root.removeprefix("file://").replace("%C3%BC", "ü").replace("%27", "'").replace("%20", " "))  # type: ignore[union-attr]
     files = root / run / "artifacts"
     table = json.loads((files / "report" / "scores.json").read_text())
     assert table == {"columns": ["task", "ID", "n"], "data": [["all", None, None], ["identity", None, 3]]}
     assert len(json.loads(registry._client.get_run(run).data.tags["mlflow.loggedArtifacts"])) == 1
     np.testing.assert_array_equal(np.asarray(PIL.Image.open(files / "report" / "grid.png")), picture)
+    assert (files / "config.json").read_text() == "{}"
     assert content_hash(files / "extra") == content_hash(tmp_path / "model a")
 
 

@@ -200,9 +200,7 @@ class Catalogue:
         found = query.where(condition).select([*columns, "_distance"]).limit(k).to_arrow()
         return found.select(columns).append_column("distance", pc.sqrt(found["_distance"]))  # LanceDB's l2 is squared
 
-    def random_face(
-        self, label: str, rng: np.random.Generator, split: str | None = None, version: str | None = None
-    ) -> dict[str, Any]:
+    def random_face(self, label: str, rng: np.random.Generator, split: str | None = None, version: str | None = None) -> dict[str, Any]:
         """One face of an emotion that has an expression embedding, uniformly. Raises NotReady when there is none.
 
         Row ids per label stay in memory until the table changes, so that a draw need not scan the labels.

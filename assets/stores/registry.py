@@ -38,6 +38,13 @@ class ModelVersion:
     run_id: str | None
     source: str
 
+    @property
+    def folder(self) -> Path:
+        """`path`, of a version that was resolved."""
+        if self.path is None:
+            raise NotReady(f"registry: the files of model version {self.version} are not on this machine; resolve it first")
+        return self.path
+
 
 class Registry(Runs):
     """The runs of a store and the versions of its model, whose files are found on this machine or downloaded to `cache`."""

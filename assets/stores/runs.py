@@ -143,9 +143,9 @@ class Runs:
         for i in range(0, len(entities), _PARAMS_PER_BATCH):
             self._client.log_batch(run_id, params=entities[i : i + _PARAMS_PER_BATCH])
 
-    def log_folder(self, run_id: str, folder: Path, name: str | None = None) -> None:
-        """Copy a folder's files to the run, under `name`."""
-        self._client.log_artifacts(run_id, str(folder), name)
+    def log_folder(self, run_id: str, path: Path, name: str | None = None) -> None:
+        """Copy a folder's files, or one file, to the run, under the folder `name`."""
+        (self._client.log_artifacts if path.is_dir() else self._client.log_artifact)(run_id, str(path), name)
 
     def log_picture(self, run_id: str, picture: np.ndarray, name: str) -> None:
         """Store HWC uint8 RGB as `name` (its suffix is the format), in place of an earlier one."""

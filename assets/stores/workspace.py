@@ -101,11 +101,11 @@ class Workspace:
         unless they change; a data set that is forgotten goes as a whole.
         """
         if dataset is not None:
-            folder, gone = self.dataset(dataset), 0
+            folder, count = self.dataset(dataset), 0
             if folder.is_dir():
-                gone = sum(tables.read(file).num_rows for file in folder.glob("aligned-*/*.parquet"))
+                count = sum(tables.read(file).num_rows for file in folder.glob("aligned-*/*.parquet"))
                 shutil.rmtree(folder)
-            return gone
+            return count
         faces = [f for f in (self.home / "data").glob("*/aligned-*/*.parquet")]
         keep = ["face_id", "person", "path"]
         found = [row for f in faces for row in tables.read(f, keep).to_pylist() if row["face_id"] == face_id or row["person"] == person is not None]

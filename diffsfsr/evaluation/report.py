@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from diffsfsr import tables
+from diffsfsr.errors import NotReady
 from diffsfsr.evaluation import metrics
 from diffsfsr.evaluation.protocols import Result
 

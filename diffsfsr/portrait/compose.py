@@ -67,7 +67,7 @@ class Studio:
         images, landmarks = self._tensors(faces)
         with torch.inference_mode():
             found = {name: encoder(images, landmarks) for name, encoder in self.identity.items()}
-        means = self.pipeline.tokens.means
+        means = self.pipeline.tokens.means()
         return {name: average(e, mean=means[name]).embedding[None] for name, e in found.items()}
 
     def embed_expression(self, face: AlignedFace) -> Tensor:

@@ -67,7 +67,8 @@ class Order:
             if name not in known:
                 raise InputError(f"unknown field {name!r} in a request{did_you_mean(name, known)}")
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in payload.items()})
+            given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in payload.items()}
+            return cls(**given)
         except TypeError as error:
             raise InputError(f"a request is incomplete: {error}") from error
 

@@ -57,7 +57,8 @@ class DeepSpeedEngine:
         on_gpu = torch.cuda.is_available()
         deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
         t = preset.training
-        network.to(memory_format=torch.channels_last)  # convolutions in bf16 are several times faster so, on a CPU too
+        for p in network.parameters():
+            p.data = p.data.contiguous()  # DeepSpeed sends them as bytes, and refuses transposed ones
         trainable = [p for p in network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=t.lr, weight_decay=t.weight_decay)
         self.engine, *_ = deepspeed.initialize(model=network, model_parameters=trainable, optimizer=optimizer, config=deepspeed_config(t))

@@ -116,7 +116,7 @@ def _step(engine: Engine, objective: Objective, t: Training, step: int, run: Run
     totals: dict[str, float] = {}
     for micro in range(t.accumulation):
         at = Position(step, micro, engine.rank, engine.world, t.accumulation, t.seed)
-        batch = {name: value.to(engine.device) for name, value in objective.draw(at).items()}
+        batch = {name: _moved(value, engine.device) for name, value in objective.draw(at).items()}
         with torch.autocast(engine.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
             terms = objective.losses(engine, batch, at.generator(engine.device))
         loss = terms["loss"].float().mean()
@@ -128,6 +128,11 @@ def _step(engine: Engine, objective: Objective, t: Training, step: int, run: Run
             if value.numel():
                 totals[name] = totals.get(name, 0.0) + value.detach().float().mean().item() / t.accumulation
     return totals
+
+
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; pictures channels last, which convolutions in bf16 run several times faster on, on a CPU too."""
+    return value.to(device, memory_format=torch.channels_last) if value.ndim == 4 else value.to(device)
 
 
 def _keep_offender(batch: Batch, step: int, rank: int, run: RunDirectory) -> None:

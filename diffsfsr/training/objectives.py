@@ -108,7 +108,7 @@ class DiffusionObjective:
         self.dln = Dln.load(Path(inputs.dln)).eval().requires_grad_(False)
         self.identity = {name: load_encoder(name) for name in preset.conditioning.identity}
         dims = {name: encoder.dim for name, encoder in self.identity.items()}
-        self.network = DiffSFSR.load(Path(inputs.start_from), preset.schedule) if inputs.start_from else DiffSFSR.from_preset(preset, dims)
+        self.network = DiffSFSR.from_folder(Path(inputs.start_from)) if inputs.start_from else DiffSFSR.from_preset(preset, dims)
         self.network.tokens.set_means(self.data.means())
 
     def draw(self, at: Position) -> Batch:
@@ -116,7 +116,7 @@ class DiffusionObjective:
 
     def losses(self, network: Network, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """'loss_dm' (B,), and 'loss_id', 'loss_exp' over the items that carry them; 'loss' (B,) is their weighted sum."""
-        from diffsfsr.model.diffusion import add_noise, output_target
+        from diffsfsr.model.diffusion import add_noise, training_target
 
         self._move_to(batch["latent"].device)
         o, schedule, z_0 = self.preset.objective, self.network.schedule, batch["latent"]
@@ -125,7 +125,7 @@ class DiffusionObjective:
         z_t = add_noise(z_0, eps, t, schedule)
         inputs = self._conditions(batch, generator)
         output = network(z_t, t, **inputs).float()
-        target = output_target(self.preset.schedule.prediction, z_0, eps, t, schedule)
+        target = training_target(self.preset.schedule.prediction, z_0, eps, t, schedule)
         loss_dm = losses.diffusion_loss(output, target, self._weights(batch))
         carriers = torch.nonzero(t <= o.aux_max_t).flatten()[: round(o.aux_fraction * len(z_0))]
         if not len(carriers) or (o.lambda_id == 0 and o.lambda_exp == 0):
@@ -178,7 +178,7 @@ class DiffusionObjective:
             face = face.float()
             made = {name: encoder(face, batch["landmarks"]) for name, encoder in self.identity.items()}
             given = {name: batch[f"id_{name}"] for name in made}
-            loss_id = losses.identity_loss(made, given, self.network.tokens.means)
+            loss_id = losses.identity_loss(made, given, self.network.tokens.means())
             return loss_id, losses.expression_loss(self.dln(face, batch["landmarks"]), batch["expression"])
 
     def save(self, folder: Path) -> None:

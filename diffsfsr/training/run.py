@@ -67,7 +67,7 @@ class RunDirectory:
         """The configuration of the run. Raises InputError where there is none or it does not parse."""
         try:
             facts = json.loads(self.config_file.read_text(encoding="utf-8"))
-            inputs = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["inputs"].items()}
+            inputs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["inputs"].items()}
             return config.from_dict(facts["preset"]), Inputs(**inputs)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.config_file} is not a run's configuration: {error}") from error
@@ -87,7 +87,7 @@ class RunDirectory:
     def forget_stats_after(self, step: int) -> None:
         """Drop lines that a resumed run will write again."""
         kept = [json.dumps(line) + "\n" for line in self.stats() if line["step"] <= step]
-        tables.write_whole(self.path / "stats.jsonl", lambda p: p.write_text("".join(kept), encoding="utf-8") and None)
+        tables.write_whole(self.path / "stats.jsonl", lambda p: p.write_text("".join(kept), encoding="utf-8"))
 
     def append_stats(self, line: dict[str, Any]) -> None:
         with open(self.path / "stats.jsonl", "a", encoding="utf-8") as f:

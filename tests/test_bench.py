@@ -1,0 +1,124 @@
+"""Every benchmark does the same work as its peer and reports figures that follow from the times; speed itself is not tested."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from argparse import Namespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffsfsr import config
+from diffsfsr.errors import InputError
+from diffsfsr.model.diffusion import NoiseSchedule, improved_midpoint
+from pipelines import bench, benches, cli
+
+KEYS = {"name", "batch", "per_second", "ms_per_item", "peer", "peer_per_second", "ratio", "rounds", "difference"}
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benches, "CATALOGUE_ROWS", 500)
+
+
+def run(what: str, as_json: bool = True) -> Any:
+    return bench.bench(Namespace(what=what, preset="tiny", seconds=0.01, json=as_json))
+
+
+def test_the_command_knows_every_bench() -> None:
+    assert set(cli.BENCHES) == set(benches.BENCHES)
+
+
+@pytest.mark.parametrize(("what", "rows", "tolerance"), [("encoders", 6, 1e-4), ("train", 1, 1e-4), ("sample", 2, 1e-2), ("catalogue", 3, 1e-4)])
+def test_each_bench_agrees_with_its_peers(what: str, rows: int, tolerance: float) -> None:
+    found = json.loads(json.dumps(run(what)))
+    assert found["bench"] == what and found["preset"] == "tiny" and found["machine"]["cores"] >= 1
+    assert len(found["rows"]) == rows
+    for row in found["rows"]:
+        assert KEYS <= row.keys() and row["peer"] and row["rounds"] >= 1
+        assert 0 <= row["difference"] <= tolerance
+        assert row["per_second"] * row["ms_per_item"] == pytest.approx(1000, rel=2e-3)
+        assert row["ratio"] == pytest.approx(row["per_second"] / row["peer_per_second"], rel=2e-3)
+    if what == "train":
+        assert found["parameters"] > 1e6 and found["rows"][0]["peak_mb"] > 50
+
+
+def test_the_table_names_every_row_and_its_peer() -> None:
+    row = {"name": "thing", "batch": 8, "per_second": 1234.5, "ms_per_item": 0.81, "peer": "their thing", "peer_per_second": 2.0, "ratio": 617.2}
+    machine = {"processor": "P", "cores": 2, "threads": 1, "load": 9.0, "accelerator": "none", "torch": "2"}
+    text = bench.table({"bench": "b", "preset": "tiny", "machine": machine, "rows": [row], "parameters": 1084068})
+    assert "thing" in text and "their thing" in text and "617.2" in text and "1,084,068 parameters" in text and "busy" in text
+
+
+def pair(**changes: Any) -> benches.Pair:
+    given = {"name": "ours", "batch": 4, "ours": lambda: time.sleep(0.02), "peer_name": "theirs", "peer": lambda: time.sleep(0.01)}
+    return benches.Pair(**{**given, "difference": lambda: 0.0, "tolerance": 0.0, "items": 4, "peer_items": 1, **changes})
+
+
+def test_figures_follow_from_known_times() -> None:
+    turns: list[str] = []
+    timed = pair(ours=lambda: (time.sleep(0.02), turns.append("ours")), peer=lambda: (time.sleep(0.01), turns.append("peer")))
+    row = bench.measure(timed, 0.2)
+    assert turns == ["ours", "peer"] * row["rounds"] and row["rounds"] >= 3
+    assert row["ms_per_item"] == pytest.approx(5, rel=0.5)  # 20 ms for 4 items
+    assert row["ratio"] == pytest.approx(2, rel=0.5)  # 10 ms for one item of the peer
+
+
+def test_a_long_call_is_not_repeated_for_ever() -> None:
+    assert bench.measure(pair(ours=lambda: time.sleep(0.1)), 0.01)["rounds"] == 1
+
+
+@pytest.mark.parametrize("difference", [0.5, float("nan"), float("inf")])
+def test_what_differs_is_not_timed(difference: float) -> None:
+    with pytest.raises(RuntimeError, match="ours and theirs differ by"):
+        bench.measure(pair(difference=lambda: difference, tolerance=0.1), 0.01)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_bad_arguments_are_refused(seconds: float) -> None:
+    with pytest.raises(InputError, match="--seconds"):
+        bench.bench(Namespace(what="train", preset="tiny", seconds=seconds, json=True))
+    with pytest.raises(InputError, match="did you mean tiny"):
+        bench.bench(Namespace(what="train", preset="tinny", seconds=1, json=True))
+
+
+def test_the_peak_is_that_of_the_call() -> None:
+    large = bench._peak(lambda: np.ones(60_000_000).sum())
+    small = bench._peak(lambda: None)
+    assert 400 < large - small < 600  # 480 MB of float64
+
+
+def test_the_fold_is_the_closed_form_and_sees_a_wrong_one() -> None:
+    """The peer itself: in float64, with the noise left out, both midpoints are one."""
+    preset = config.preset("tiny")
+    schedule = NoiseSchedule.from_config(preset.schedule)
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn((4, 4, 8, 8), generator=g, dtype=torch.float64)
+    t = torch.tensor([1, 2, 333, 1000])
+
+    def predict(z_t: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(z_t + at.view(-1, 1, 1, 1) / 1000)
+
+    ours = improved_midpoint(predict, z, t, schedule, noise=False)
+    assert (benches.folded_midpoint(predict, z, t, schedule, g, noise=False) - ours).abs().max() < 1e-12
+    wrong = dataclasses.replace(preset.schedule, beta_end=0.013)
+    assert (benches.folded_midpoint(predict, z, t, NoiseSchedule.from_config(wrong), g, noise=False) - ours).abs().max() > 1e-6
+
+
+def test_the_plain_loop_follows_its_conditions() -> None:
+    """So that agreeing with it means something: other embeddings or another scene give other latents."""
+    preset = config.preset("tiny")
+    model, given = benches.network(preset).eval(), benches.conditions(preset, 2)
+    from diffsfsr.model.sampling import make_scheduler
+
+    def latents(**changes: Any) -> torch.Tensor:
+        return benches._plain_loop(model, {**given, **changes}, (4, 8, 8), make_scheduler(preset.schedule, "ddim"), 4, 2.0, 0)
+
+    base = latents()
+    assert torch.equal(base, latents())
+    for changes in ({"condition": -given["condition"]}, {"expression": -given["expression"]}, {"identity": {"dlib": -given["identity"]["dlib"]}}):
+        assert (latents(**changes) - base).abs().max() > 0.1 * base.std()
