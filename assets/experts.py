@@ -1,15 +1,18 @@
 """The networks a preset needs before its diffusion model: imported where their weights are published, else trained here."""
 
+from typing import Any
+
 import dagster as dg
 
 from assets.faces import aligned_faces, aligned_mark
 from assets.pictures import curve
 from assets.resources import RegistryResource, Settings, WorkspaceResource
-from assets.stores.workspace import Workspace, aligned
+from assets.stores.workspace import Workspace, aligned, family
 from assets.training import run_training
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
+from diffsfsr.training.checkpoints import replace_folder
 from diffsfsr.training.run import Inputs
 
 
@@ -67,10 +70,17 @@ def dln_model(
 
 
 def _imported(workspace: Workspace, preset: Preset, kind: str, source: str) -> dg.MaterializeResult:
-    """Published weights, found in the zoo. Raises NotReady naming the command that brings them."""
+    """Published weights, found in the zoo and saved as this project's own class. NotReady names the command that brings them."""
+    from diffsfsr.encoders.dln import Dln
+    from diffsfsr.model.autoencoder import LatentAutoencoder
     from diffsfsr.weights import file_sha256, resolve
 
     path = resolve(source)
-    version = file_sha256(path) if path.is_file() else tables.fingerprint(source)
-    workspace.set_network(kind, preset, path if path.is_dir() else path.parent, version)
-    return dg.MaterializeResult(metadata={"source": source, "folder": dg.MetadataValue.path(str(path))}, data_version=dg.DataVersion(version))
+    version = file_sha256(path)
+    folder = workspace.home / "models" / family(preset) / f"{kind}-{version[:8]}"
+    if not folder.is_dir():
+        load: Any = {"autoencoder": lambda: LatentAutoencoder.from_diffusers(path.parent), "dln": lambda: Dln.load(path.parent)}[kind]
+        save = "save_pretrained" if kind == "autoencoder" else "save"
+        replace_folder(folder, lambda part: getattr(load(), save)(part))
+    workspace.set_network(kind, preset, folder, version)
+    return dg.MaterializeResult(metadata={"source": source, "folder": dg.MetadataValue.path(str(folder))}, data_version=dg.DataVersion(version))

@@ -1,7 +1,6 @@
 """From photographs to aligned faces and their masks."""
 
 import dataclasses
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,6 +16,7 @@ from assets.resources import Settings, WorkspaceResource
 from assets.stores.workspace import Shard, Workspace, aligned
 from diffsfsr import tables
 from diffsfsr.config import Preset
+from diffsfsr.cores import cores
 from diffsfsr.face import collection
 
 # Part of the fingerprints below: raise one where the code that makes the table starts to give other results.
@@ -83,8 +83,7 @@ def align_shard(workspace: Workspace, shard: Shard, preset: Preset) -> int:
         rows = tables.read(workspace.file("sources", shard)).to_pylist()
         old_faces, old_rejects = _reusable(faces_file, rejects_file, preset)
         fresh = [row for row in rows if not row["sha256"] or _key(row) not in old_faces.keys() | old_rejects.keys()]
-        workers = int(os.environ.get("DIFFSFSR_WORKERS", os.cpu_count() or 1))
-        faces, rejects = collection.align_rows(fresh, workspace.folder_of(shard.dataset), shard.dataset, preset.crop, preset.data, workers)
+        faces, rejects = collection.align_rows(fresh, workspace.folder_of(shard.dataset), shard.dataset, preset.crop, preset.data, cores())
         for row in rows:
             if (kept := old_faces.get(_key(row))) and row not in fresh:
                 faces.append(kept | {k: row[k] for k in ("person", "emotion", "split")})

@@ -1,12 +1,13 @@
 """What photographs there are."""
 
+import sys
 from pathlib import Path
 
 import dagster as dg
 
 from assets import partitions
 from assets.resources import Settings, WorkspaceResource
-from assets.stores.workspace import Shard, Workspace
+from assets.stores.workspace import Shard, Workspace, sources_mark
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.face import collection
@@ -41,12 +42,16 @@ def take_stock(workspace: Workspace, name: str, folder: Path, preset: Preset) ->
         shards = workspace.shards(name)
         before = {shard: tables.read(workspace.file("sources", shard)).to_pylist() for shard in shards}
         known = [row for rows in before.values() for row in rows]
-        found = collection.scan(folder, known, preset.data.test_fraction)
+        listed = collection.scan(folder, known, preset.data.test_fraction)
+        if absent := collection.unknown_files(folder, listed):
+            print(f"{folder / 'labels.csv'} names {len(absent)} files that are not there, first {absent[0]}", file=sys.stderr, flush=True)
+        forgotten = workspace.forgotten()
+        found = [row for row in listed if (row["sha256"], row["face"]) not in forgotten]
         tables.write_json(workspace.dataset(name) / "folder.json", {"folder": str(folder)})
         changed = []
         for number, rows in enumerate(_deal(found, list(before.values()), preset.data.shard)):
             shard = Shard(name, number)
-            mark = tables.fingerprint([{k: v for k, v in row.items() if k not in ("mtime_ns", "size")} for row in rows])
+            mark = sources_mark(rows)
             if tables.mark_of(workspace.file("sources", shard)) != mark:
                 tables.write(workspace.file("sources", shard), tables.from_rows(rows, tables.SOURCES), mark)
                 changed.append(shard)
@@ -54,7 +59,7 @@ def take_stock(workspace: Workspace, name: str, folder: Path, preset: Preset) ->
 
 
 def _deal(found: list[collection.Row], before: list[list[collection.Row]], size: int) -> list[list[collection.Row]]:
-    """Rows by shard: known ones stay where they were, new ones go on from the last shard."""
+    """Rows by shard, sorted: known ones stay where they were, new ones go on from the last shard."""
     place = {(row["path"], row["face"]): number for number, rows in enumerate(before) for row in rows}
     dealt: list[list[collection.Row]] = [[] for _ in before]
     for row in found:
@@ -65,4 +70,4 @@ def _deal(found: list[collection.Row], before: list[list[collection.Row]], size:
             if not dealt or len(dealt[-1]) >= size:
                 dealt.append([])
             dealt[-1].append(row)
-    return dealt
+    return [sorted(rows, key=lambda row: (row["path"], row["face"])) for rows in dealt]

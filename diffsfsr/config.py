@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field, replace
@@ -167,7 +168,7 @@ def _refuse_bad_combinations(p: Preset) -> None:
         (
             p.objective.midpoint == "original" and p.schedule.zero_terminal_snr and p.objective.aux_max_t >= p.schedule.steps,
             f"objective.midpoint=original divides by the signal level, which schedule.zero_terminal_snr=true makes zero at "
-            f"step {p.schedule.steps}; set objective.aux_max_t below it",
+            f"step {p.schedule.steps}; set objective.aux_max_t={p.objective.aux_max_t} below it",
         ),
         (
             p.schedule.zero_terminal_snr and p.schedule.prediction == "epsilon",
@@ -175,24 +176,45 @@ def _refuse_bad_combinations(p: Preset) -> None:
         ),
         (
             p.sampling.guidance != 1.0 and p.conditioning.drop_all == 0.0,
-            f"sampling.guidance={p.sampling.guidance} needs a model trained with conditioning.drop_all above 0",
+            f"sampling.guidance={p.sampling.guidance} needs a model trained to do without its tokens, not with "
+            f"conditioning.drop_all={p.conditioning.drop_all}",
         ),
         (
             p.sampling.sampler == "pndm" and p.schedule.zero_terminal_snr and p.sampling.steps >= p.schedule.steps,
-            f"sampling.sampler=pndm with schedule.zero_terminal_snr=true needs sampling.steps below {p.schedule.steps}",
+            f"sampling.sampler=pndm with schedule.zero_terminal_snr=true needs sampling.steps={p.sampling.steps} below {p.schedule.steps}",
         ),
         (not 0 <= p.objective.p_self <= 1, f"objective.p_self={p.objective.p_self} is not between 0 and 1"),
+        (
+            p.trains == "diffusion" and _no_carrier(p),
+            f"objective.aux_fraction={p.objective.aux_fraction} of training.batch={p.training.batch} is not one item, so that "
+            "objective.lambda_id and lambda_exp would do nothing",
+        ),
+        (not 0 <= p.objective.aux_fraction <= 1, f"objective.aux_fraction={p.objective.aux_fraction} is not between 0 and 1"),
         (not 0 <= p.conditioning.slot_dropout < 1, f"conditioning.slot_dropout={p.conditioning.slot_dropout} is not in [0, 1)"),
+        (not 0 <= p.conditioning.drop_all < 1, f"conditioning.drop_all={p.conditioning.drop_all} is not in [0, 1)"),
+        (
+            len(set(p.conditioning.identity)) < len(p.conditioning.identity),
+            f"conditioning.identity={list(p.conditioning.identity)} names one twice",
+        ),
         (not 0 <= p.data.test_fraction < 1, f"data.test_fraction={p.data.test_fraction} is not in [0, 1)"),
-        (p.training.steps < 1, f"training.steps={p.training.steps} is not positive"),
-        (p.training.batch < 1, f"training.batch={p.training.batch} is not positive"),
-        (p.training.processes < 1, f"training.processes={p.training.processes} is not positive"),
+        *[
+            (getattr(p.training, name) < 1, f"training.{name}={getattr(p.training, name)} is not positive")
+            for name in ("steps", "batch", "accumulation", "processes", "checkpoint_every", "log_every", "keep_checkpoints")
+        ],
+        (p.training.seed < 0, f"training.seed={p.training.seed} is negative"),
+        (p.training.lr <= 0, f"training.lr={p.training.lr} is not positive"),
+        (not 0 <= p.training.ema < 1, f"training.ema={p.training.ema} is not in [0, 1)"),
         (p.data.shard < 1, f"data.shard={p.data.shard} is not positive"),
         (not p.conditioning.identity, "conditioning.identity is empty: name at least one identity encoder"),
     ]
     for broken, why in rules:
         if broken:
             raise InputError(f"preset {p.name}: {why}")
+
+
+def _no_carrier(p: Preset) -> bool:
+    o = p.objective
+    return o.aux_fraction > 0 and (o.lambda_id > 0 or o.lambda_exp > 0) and round(o.aux_fraction * p.training.batch) == 0
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -202,7 +224,7 @@ _SMALL = Preset(
     crop=128,
     autoencoder=Autoencoder(width=48),
     conditioning=Conditioning(token_width=256, drop_all=0.1, mask_channel=True, pooled=True),
-    unet=Unet(channels=(96, 160, 256), heads=(2, 3, 4)),
+    unet=Unet(channels=(96, 160, 256), layers=1, heads=(2, 2, 4)),
     schedule=Schedule(prediction="v_prediction", zero_terminal_snr=True),
     objective=Objective(aux_fraction=0.25, aux_max_t=600),
     training=Training(
@@ -226,6 +248,7 @@ PRESETS: dict[str, Preset] = {
         name="demo",
         data=Data(max_outside=0.5),
         autoencoder=Autoencoder(width=32),
+        unet=Unet(channels=(64, 128, 192), layers=1, heads=(1, 2, 3)),
         objective=Objective(aux_fraction=0.25, aux_max_t=600, p_self=0.8),
         training=Training(
             steps=150, batch=8, lr=4e-4, warmup=10, decay_from=75, ema=0.98, zero_stage=1, checkpoint_every=50, log_every=10
@@ -250,9 +273,10 @@ PRESETS: dict[str, Preset] = {
 
 # The networks that a preset trains before its diffusion model, under the same launcher: `ae-lab`, `dln-lab`, ...
 _SMALL_RUN = Training(batch=16, lr=1e-3, warmup=50, zero_stage=1, checkpoint_every=250, log_every=20)
+_LONG_RUNS = (replace(_SMALL_RUN, steps=3000, decay_from=1500), replace(_SMALL_RUN, steps=400, decay_from=200, lr=1e-4, precision="fp32"))
 _EXPERTS = {  # preset: (autoencoder, DLN)
-    "lab": (replace(_SMALL_RUN, steps=3000, decay_from=1500), replace(_SMALL_RUN, steps=400, decay_from=200, lr=1e-4, precision="fp32")),
-    "starter": (replace(_SMALL_RUN, steps=3000, decay_from=1500), replace(_SMALL_RUN, steps=400, decay_from=200, lr=1e-4, precision="fp32")),
+    "lab": _LONG_RUNS,
+    "starter": _LONG_RUNS,
     "demo": (
         replace(_SMALL_RUN, steps=150, batch=8, warmup=10, decay_from=75, checkpoint_every=75, log_every=10),
         replace(_SMALL_RUN, steps=12, batch=4, warmup=0, decay_from=6, lr=1e-4, precision="fp32", checkpoint_every=6, log_every=2),
@@ -298,8 +322,8 @@ def override(p: Preset, changes: dict[str, Any]) -> Preset:
         for i, key in enumerate(path):
             if not isinstance(node, dict) or key not in node:
                 known = node if isinstance(node, dict) else {}
-                prefix = ".".join(path[:i])
-                raise InputError(f"unknown setting {dotted!r}{did_you_mean(key, known)}; known{' under ' + prefix if prefix else ''}: {', '.join(known)}")
+                where = f" under {'.'.join(path[:i])}" if i else ""
+                raise InputError(f"unknown setting {dotted!r}{did_you_mean(key, known)}; known{where}: {', '.join(known) or 'none'}")
             if i == len(path) - 1:
                 node[key] = _read(value)
             else:
@@ -331,7 +355,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         return _build(kind, value, path + ".")
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        if value not in args:
+        if not any(value == known and type(value) is type(known) for known in args):
             raise InputError(f"setting {path}={value!r} is not one of {', '.join(map(str, args))}")
         return value
     if origin is tuple:
@@ -339,7 +363,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
             raise InputError(f"setting {path}={value!r} must be a list")
         return tuple(_convert(args[0], v, path) for v in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"setting {path}={value} is not a finite number")
     if kind is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(kind, types.UnionType) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

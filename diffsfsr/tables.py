@@ -21,7 +21,7 @@ TEXT, INT, REAL = pa.string(), pa.int64(), pa.float32()
 
 # One row per photograph (or per named face of one) found in a data set's folder. Paths are relative to the folder.
 SOURCES = pa.schema(
-    [("path", TEXT), ("sha256", TEXT), ("size", INT), ("mtime_ns", INT), ("person", TEXT), ("emotion", TEXT), ("face", TEXT), ("split", TEXT)]
+    [("path", TEXT), ("sha256", TEXT), ("size", INT), ("mtime_ns", INT), *[(name, TEXT) for name in ("person", "emotion", "face", "split")]]
 )
 
 # One row per photograph that did not become a face.

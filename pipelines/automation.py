@@ -6,13 +6,13 @@ import dagster as dg
 
 from assets import partitions
 from assets.portraits import BATCH
-from assets.resources import QueueResource
+from assets.resources import QueueResource, RegistryResource
 from pipelines import jobs
 
 _AGAIN_SECONDS = 300
 
 
-@dg.sensor(job=jobs.generate, minimum_interval_seconds=10)
+@dg.sensor(job=jobs.generate, minimum_interval_seconds=10, default_status=dg.DefaultSensorStatus.RUNNING)
 def queued_requests(context: dg.SensorEvaluationContext, queue: QueueResource) -> dg.SensorResult | dg.SkipReason:
     """A run of `generate` for every batch of waiting requests.
 
@@ -26,9 +26,11 @@ def queued_requests(context: dg.SensorEvaluationContext, queue: QueueResource) -
     return dg.SensorResult(run_requests=[dg.RunRequest(run_key=f"{r.id}-{r.attempts}-{now}") for r in waiting[::BATCH]])
 
 
-@dg.schedule(job=jobs.evaluate, cron_schedule="0 3 * * *", execution_timezone="UTC")
-def nightly_evaluation(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
+@dg.schedule(job=jobs.evaluate, cron_schedule="0 3 * * *", execution_timezone="UTC", default_status=dg.DefaultScheduleStatus.RUNNING)
+def nightly_evaluation(context: dg.ScheduleEvaluationContext, registry: RegistryResource) -> list[dg.RunRequest] | dg.SkipReason:
     """The champion on every data set and task, once a night."""
+    if not any("champion" in version.aliases for version in registry.open.versions()):
+        return dg.SkipReason("there is no champion yet")
     night = context.scheduled_execution_time.strftime("%Y-%m-%d")
     config = dg.RunConfig(ops={"evaluation_report": {"config": {"model": "champion"}}})
     datasets = context.instance.get_dynamic_partitions(partitions.datasets.name or "")

@@ -30,13 +30,14 @@ def bench(args: Namespace) -> Any:
     preset = config.preset(args.preset)
     if not (math.isfinite(args.seconds) and args.seconds > 0):
         raise InputError(f"--seconds {args.seconds} is not a positive number")
-    from pipelines import benches
-    from pipelines.doctor import machine
+    from pipelines import bench_model, benches
+    from pipelines.machine import machine
 
+    known = {"encoders": benches.encoders, "train": bench_model.train, "sample": bench_model.sample, "catalogue": benches.catalogue}
     found: dict[str, Any] = {"bench": args.what, "preset": preset.name, "machine": machine()}  # its load is that of others: before we begin
-    found["rows"] = [measure(pair, args.seconds) for pair in benches.BENCHES[args.what](preset)]
+    found["rows"] = [measure(pair, args.seconds) for pair in known[args.what](preset)]
     if args.what in ("train", "sample"):
-        found["parameters"] = sum(p.numel() for p in benches.network(preset).parameters())
+        found["parameters"] = sum(p.numel() for p in bench_model.network(preset).parameters())
     return found if args.json else table(found)
 
 
@@ -115,7 +116,8 @@ def table(found: dict[str, Any]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
     left = (0, 4)
     lines = ["  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in cells]
-    notes = [f"{m['processor']}, {m['cores']} cores, {m['threads']} threads, load {m['load']}; accelerator {m['accelerator']}; torch {m['torch']}"]
+    machine = f"{m['processor']}, {m['cores']} cores, {m['threads']} threads, load {m['load']}"
+    notes = [f"{machine}; accelerator {m['accelerator']}; torch {m['torch']}"]
     if m["load"] > m["cores"]:
         notes.append("the machine is busy with other work: every figure is low, and ratios where one side has more threads are off")
     if "parameters" in found:

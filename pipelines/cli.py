@@ -6,6 +6,7 @@ Only the standard library is imported here; each command loads what it needs whe
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -71,6 +72,8 @@ def answers_only() -> Iterator[Any]:
     def answer(value: Any, as_json: bool) -> None:
         sys.stdout.flush()
         os.dup2(real, 1)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8 in any locale, and a file's name may be neither
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
         if as_json:
             print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
         elif value is not None:

@@ -11,9 +11,7 @@ import platform
 import re
 import shutil
 import sqlite3
-import subprocess
 import sys
-import tempfile
 import tomllib
 from argparse import Namespace
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from typing import Any
 
 from diffsfsr.errors import NotReady
 from pipelines.environments import Environment
+from pipelines.machine import compiler, machine
 
 Row = dict[str, Any]
 
@@ -37,7 +36,7 @@ _SETTINGS = {  # variable: what holds without it; of the first five, `Environmen
     "DIFFSFSR_DATA": "no folder: --data takes paths only",
     "DIFFSFSR_WEIGHTS": "no folder: weights come from packages and from the state folder",
     "DIFFSFSR_WEIGHTS_MIRROR": "none: weights come from their published addresses",
-    "DIFFSFSR_WORKERS": "as many as there are cores",
+    "DIFFSFSR_CORES": "as many as there are cores",
     "DIFFSFSR_DEBUG": "off: errors in one line",
 }
 _SERVERS_OWN = ("DIFFSFSR_DAGSTER_", "DIFFSFSR_COMPUTE_", "DIFFSFSR_MLFLOW_", "DIFFSFSR_GUARD_")  # deploy/ and child processes
@@ -60,7 +59,7 @@ def examine() -> Row:
     gaps: list[Row] = []
     found: Row = {"python": {"version": platform.python_version(), "executable": sys.executable}, "packages": _packages(gaps)}
     found["machine"] = machine()
-    found["compiler"] = _compiler() or "none: nothing here needs one"
+    found["compiler"] = compiler() or "none: nothing here needs one"
     found["settings"] = _settings(gaps)
     found["weights"] = _weights(gaps)
     found["state"] = _state(gaps)
@@ -122,54 +121,6 @@ def _fits(found: str, wanted: str) -> bool:
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 
-def machine() -> Row:
-    """Processor, cores this process may use, memory it may use in GB, torch and the accelerators that torch sees."""
-    return {
-        "processor": _processor(),
-        "cores": _cores(),
-        "memory_gb": round(_memory() / 1e9, 1),
-        "load": round(os.getloadavg()[0], 1),
-        **_torch(),
-    }
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _memory() -> int:
-    """Bytes: the machine's, or the container's limit where that is less."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int(Path(name).read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            continue
-    return min(limits)
-
-
-def _torch() -> Row:
-    if _version("torch") is None:
-        return {"torch": None, "accelerator": "unknown without torch"}
-    try:
-        import torch
-    except Exception as error:  # a broken installation is a finding, not a crash
-        return {"torch": None, "accelerator": f"unknown: torch does not load ({' '.join(str(error).split())})"}
-    found: Row = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    if not torch.cuda.is_available():
-        return {**found, "accelerator": f"none: CPU, {_cores()} cores"}
-    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return {**found, "accelerator": ", ".join(f"{d.name} ({d.total_memory / 1e9:.0f} GB)" for d in devices)}
-
-
 def _machine_gaps(found: Row, gaps: list[Row]) -> None:
     if found["memory_gb"] < _LOW_MEMORY:
         _gap(gaps, f"{found['memory_gb']} GB of memory is little", "use the presets demo or tiny")
@@ -178,16 +129,6 @@ def _machine_gaps(found: Row, gaps: list[Row]) -> None:
     elif found["accelerator"].startswith("none") and shutil.which("nvidia-smi"):
         what = f"an NVIDIA driver is here but torch {found['torch']} sees no GPU"
         _gap(gaps, what, "install the CUDA build of that torch version, and see that `nvidia-smi` lists the GPU")
-
-
-def _compiler() -> str | None:
-    """A C++ compiler that compiles, by its path."""
-    with tempfile.TemporaryDirectory() as folder:
-        for path in filter(None, map(shutil.which, ("c++", "g++", "clang++"))):
-            command = [path, "-x", "c++", "-", "-o", f"{folder}/out"]
-            if subprocess.run(command, input=b"int main() { return 0; }", capture_output=True, check=False).returncode == 0:
-                return path
-    return None
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -226,9 +167,9 @@ def _weights(gaps: list[Row]) -> list[Row]:
     from diffsfsr import weights
     from diffsfsr.errors import InputError
 
-    rows = []
+    rows: list[Row] = []
     for name, entry in weights.ZOO.items():
-        row = {"name": name, "role": entry.role, "licence": entry.licence, "commercial": entry.commercial, "found": None, "do": ""}
+        row: Row = {"name": name, "role": entry.role, "licence": entry.licence, "commercial": entry.commercial, "found": None, "do": ""}
         try:
             row["found"] = str(weights.resolve(name))
         except NotReady as error:
@@ -242,8 +183,8 @@ def _weights(gaps: list[Row]) -> list[Row]:
             _gap(gaps, f"{row['name']} ({row['role']}) is missing, without which no face is found or recognised", row["do"])
     optional = [r["name"] for r in rows if r["found"] is None and not weights.ZOO[r["name"]].source.startswith("package:")]
     if optional:
-        what = f"{len(optional)} optional weights are not here: {', '.join(optional)}"
-        _gap(gaps, what, "nothing, for the presets demo, starter and tiny; else `diffsfsr weights pull NAME`, or name their folder in DIFFSFSR_WEIGHTS")
+        do = "nothing for the presets demo, starter and tiny; else `diffsfsr weights pull NAME`, or name their folder in DIFFSFSR_WEIGHTS"
+        _gap(gaps, f"{len(optional)} optional weights are not here: {', '.join(optional)}", do)
     return rows
 
 

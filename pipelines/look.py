@@ -19,15 +19,21 @@ def faces(args: Namespace) -> Any:
     answer = {"faces": [{k: row[k] for k in keep} for row in found], "rejects": rejects}
     if args.json:
         return answer
-    lines = [f"{r['path']}: face at {r['box']}, yaw {r['yaw']:.0f}, pitch {r['pitch']:.0f}, roll {r['roll']:.0f} degrees" for r in found]
-    lines += [f"{r['path']}: {r['reason']} ({r['detail']})" for r in rejects]
+    lines = [f"{_shown(r['path'])}: face at {r['box']}, yaw {r['yaw']:.0f}, pitch {r['pitch']:.0f}, roll {r['roll']:.0f} degrees" for r in found]
+    lines += [f"{_shown(r['path'])}: {r['reason']} ({r['detail']})" for r in rejects]
     return "\n".join([*lines, f"{len(found)} faces, {len(rejects)} rejected"])
+
+
+def _shown(name: str) -> str:
+    """A name in one line: what a terminal would obey is written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _align(paths: list[str], face: str, size: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     import os
 
     from diffsfsr.config import Data
+    from diffsfsr.cores import cores
     from diffsfsr.face.collection import align_rows, scan, source_row
 
     data = Data(face=face, max_outside=1.0)
@@ -40,7 +46,7 @@ def _align(paths: list[str], face: str, size: int) -> tuple[list[dict[str, Any]]
             raise InputError(f"{name} does not exist: give photographs or folders of them")
         folder = path if path.is_dir() else path.parent
         rows = scan(path) if path.is_dir() else [source_row(path)]
-        done, failed = align_rows(rows, folder, folder.name or "here", size, data, os.cpu_count() or 1)
+        done, failed = align_rows(rows, folder, folder.name or "here", size, data, cores())
         for row in (*done, *failed):
             row["path"] = str(folder / row["path"])
         found += done

@@ -35,6 +35,9 @@ class Operator:
 
     @cached_property
     def instance(self) -> Any:
+        import warnings
+
+        warnings.filterwarnings("ignore", module="dagster")  # previews that Dagster itself uses
         instance = self.environment.instance()
         _end_orphans(instance)
         return instance
@@ -135,7 +138,7 @@ class Operator:
     def generate(self) -> dict[str, Any]:
         """Make portraits until no request is waiting; returns how many ended how."""
         ended: Counter[str] = Counter()
-        while self._queue().waiting():
+        while self.queue.waiting():
             result = self.run("generate")
             metadata = result.asset_materializations_for_node("portraits")[0].metadata
             ended.update({key: int(metadata[key].value) for key in ("done", "failed", "lost")})  # type: ignore[arg-type]
@@ -178,7 +181,8 @@ class Operator:
 
         return Registry(self.environment.mlflow, self.environment.artifacts)
 
-    def _queue(self) -> Any:
+    @cached_property
+    def queue(self) -> Any:
         from assets.stores.queue import Queue
 
         return Queue(self.environment.queue)

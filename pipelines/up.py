@@ -74,7 +74,7 @@ def up(args: Namespace) -> None:
                     _announce(chosen, here)
                 _until(signalled, guards, here.home / "logs", signalled)
     except Timeout as error:
-        raise InputError(f"`diffsfsr up` is running on {here.home} already: use that one, or set DIFFSFSR_HOME to another folder") from error
+        raise InputError(f"`diffsfsr up` is running on {here.home} already: use it, or set DIFFSFSR_HOME to another folder") from error
 
 
 def servers(here: Environment, port: int) -> list[Server]:

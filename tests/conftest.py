@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 # Before anything imports torch, transformers or mlflow; subprocesses inherit it.
-_THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(2, os.cpu_count() or 1))
+_THREADS = "1"  # threads that wait for a core which another worker holds make everything ten times slower
 os.environ.update(
     {
+        "DIFFSFSR_CORES": _THREADS,
         "OMP_NUM_THREADS": _THREADS,
         "MKL_NUM_THREADS": _THREADS,
         "OPENBLAS_NUM_THREADS": _THREADS,
@@ -27,7 +28,7 @@ os.environ.update(
         "MPLBACKEND": "Agg",
     }
 )
-_KEPT = {"DIFFSFSR_DATA", "DIFFSFSR_WEIGHTS"}
+_KEPT = {"DIFFSFSR_DATA", "DIFFSFSR_WEIGHTS", "DIFFSFSR_CORES"}
 for _name in _KEPT:
     if not os.environ.get(_name):  # set but empty means unset, for the code under test too
         os.environ.pop(_name, None)

@@ -15,7 +15,8 @@ import torch
 from diffsfsr import config
 from diffsfsr.errors import InputError
 from diffsfsr.model.diffusion import NoiseSchedule, improved_midpoint
-from pipelines import bench, benches, cli
+from diffsfsr.model.sampling import make_scheduler
+from pipelines import bench, bench_model, benches, cli
 
 KEYS = {"name", "batch", "per_second", "ms_per_item", "peer", "peer_per_second", "ratio", "rounds", "difference"}
 
@@ -29,11 +30,14 @@ def run(what: str, as_json: bool = True) -> Any:
     return bench.bench(Namespace(what=what, preset="tiny", seconds=0.01, json=as_json))
 
 
-def test_the_command_knows_every_bench() -> None:
-    assert set(cli.BENCHES) == set(benches.BENCHES)
+EXPECTED = {"encoders": (6, 1e-4), "train": (1, 1e-4), "sample": (2, 1e-2), "catalogue": (3, 1e-4)}  # rows, largest difference
 
 
-@pytest.mark.parametrize(("what", "rows", "tolerance"), [("encoders", 6, 1e-4), ("train", 1, 1e-4), ("sample", 2, 1e-2), ("catalogue", 3, 1e-4)])
+def test_every_bench_of_the_command_is_tested() -> None:
+    assert set(cli.BENCHES) == set(EXPECTED)
+
+
+@pytest.mark.parametrize(("what", "rows", "tolerance"), [(what, *expected) for what, expected in EXPECTED.items()])
 def test_each_bench_agrees_with_its_peers(what: str, rows: int, tolerance: float) -> None:
     found = json.loads(json.dumps(run(what)))
     assert found["bench"] == what and found["preset"] == "tiny" and found["machine"]["cores"] >= 1
@@ -48,7 +52,8 @@ def test_each_bench_agrees_with_its_peers(what: str, rows: int, tolerance: float
 
 
 def test_the_table_names_every_row_and_its_peer() -> None:
-    row = {"name": "thing", "batch": 8, "per_second": 1234.5, "ms_per_item": 0.81, "peer": "their thing", "peer_per_second": 2.0, "ratio": 617.2}
+    row = {"name": "thing", "batch": 8, "per_second": 1234.5, "ms_per_item": 0.81, "peer": "their thing"}
+    row |= {"peer_per_second": 2.0, "ratio": 617.2}
     machine = {"processor": "P", "cores": 2, "threads": 1, "load": 9.0, "accelerator": "none", "torch": "2"}
     text = bench.table({"bench": "b", "preset": "tiny", "machine": machine, "rows": [row], "parameters": 1084068})
     assert "thing" in text and "their thing" in text and "617.2" in text and "1,084,068 parameters" in text and "busy" in text
@@ -104,21 +109,21 @@ def test_the_fold_is_the_closed_form_and_sees_a_wrong_one() -> None:
         return torch.tanh(z_t + at.view(-1, 1, 1, 1) / 1000)
 
     ours = improved_midpoint(predict, z, t, schedule, noise=False)
-    assert (benches.folded_midpoint(predict, z, t, schedule, g, noise=False) - ours).abs().max() < 1e-12
+    assert (bench_model.folded_midpoint(predict, z, t, schedule, g, noise=False) - ours).abs().max() < 1e-12
     wrong = dataclasses.replace(preset.schedule, beta_end=0.013)
-    assert (benches.folded_midpoint(predict, z, t, NoiseSchedule.from_config(wrong), g, noise=False) - ours).abs().max() > 1e-6
+    assert (bench_model.folded_midpoint(predict, z, t, NoiseSchedule.from_config(wrong), g, noise=False) - ours).abs().max() > 1e-6
 
 
 def test_the_plain_loop_follows_its_conditions() -> None:
     """So that agreeing with it means something: other embeddings or another scene give other latents."""
     preset = config.preset("tiny")
-    model, given = benches.network(preset).eval(), benches.conditions(preset, 2)
-    from diffsfsr.model.sampling import make_scheduler
+    model, given = bench_model.network(preset).eval(), bench_model.conditions(preset, 2)
 
     def latents(**changes: Any) -> torch.Tensor:
-        return benches._plain_loop(model, {**given, **changes}, (4, 8, 8), make_scheduler(preset.schedule, "ddim"), 4, 2.0, 0)
+        return bench_model._plain_loop(model, {**given, **changes}, (4, 8, 8), make_scheduler(preset.schedule, "ddim"), 4, 2.0, 0)
 
     base = latents()
     assert torch.equal(base, latents())
-    for changes in ({"condition": -given["condition"]}, {"expression": -given["expression"]}, {"identity": {"dlib": -given["identity"]["dlib"]}}):
-        assert (latents(**changes) - base).abs().max() > 0.1 * base.std()
+    for name in ("condition", "expression", "identity"):
+        other = {"dlib": -given[name]["dlib"]} if name == "identity" else -given[name]
+        assert (latents(**{name: other}) - base).abs().max() > 0.05 * base.std(), name

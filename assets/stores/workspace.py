@@ -4,6 +4,7 @@
     runs/<preset>-<hash>/       training runs (diffsfsr.training.run)
     models/<preset>/            which run's network is the preset's autoencoder, DLN or model now
     reports/                    evaluation reports
+    forgotten.json              photographs that were forgotten and are not taken in again
     portraits/                  finished portraits with their sidecars
     catalogue/ mlflow.db mlartifacts/ queue.db dagster/     the stores' own
 """
@@ -55,7 +56,7 @@ class Workspace:
     # --- data sets and their shards ---
 
     def dataset(self, name: str) -> Path:
-        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+        if not re.fullmatch(r"[\w.-]+", name) or name.startswith(".") or "..." in name:  # Dagster writes ranges of partitions with three dots
             raise InputError(f"{name!r} cannot name a data set: letters, digits, '.', '_' and '-' only")
         return self.home / "data" / name
 
@@ -94,29 +95,45 @@ class Workspace:
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path)
 
-    def forget(self, person: str | None = None, face_id: str | None = None, dataset: str | None = None) -> int:
-        """Drop the rows of a person, a face or a data set from every table of the data sets; returns how many went.
+    # --- erasure ---
 
-        A table without its rows keeps its fingerprint, so that preparing the same photographs again does not bring them back
-        unless they change; a data set that is forgotten goes as a whole.
+    def forget(self, person: str | None = None, face_id: str | None = None, dataset: str | None = None) -> int:
+        """Drop a person, a face or a data set from every table of the data sets; returns how many photographs (or faces of one) went.
+
+        A data set goes as a whole, and may be prepared again. The photographs of a person or a face are remembered by their
+        hashes, so that they are not taken in again while they still lie in a folder.
         """
         if dataset is not None:
-            folder, count = self.dataset(dataset), 0
-            if folder.is_dir():
-                count = sum(tables.read(file).num_rows for file in folder.glob("aligned-*/*.parquet"))
-                shutil.rmtree(folder)
+            with self.lock(f"sources-{dataset}"):
+                count = sum(tables.read(self.file("sources", shard), ["path"]).num_rows for shard in self.shards(dataset))
+                shutil.rmtree(self.dataset(dataset), ignore_errors=True)
             return count
-        faces = [f for f in (self.home / "data").glob("*/aligned-*/*.parquet")]
-        keep = ["face_id", "person", "path"]
-        found = [row for f in faces for row in tables.read(f, keep).to_pylist() if row["face_id"] == face_id or row["person"] == person is not None]
-        gone = {name: {row[name] for row in found} for name in ("face_id", "path")}
-        for file in (self.home / "data").glob("*/*/*.parquet"):
-            table = tables.read(file)
-            name = next(n for n in ("face_id", "path") if n in table.column_names)
-            kept = table.filter(pc.invert(pc.is_in(table[name], pa.array(sorted(gone[name]), pa.string()))))
-            if kept.num_rows < table.num_rows:
-                tables.write(file, kept, tables.mark_of(file) or "")
-        return len({row["face_id"] for row in found})
+        return sum(self._forget_in(name, person, face_id) for name in self.datasets())
+
+    def _forget_in(self, dataset: str, person: str | None, face_id: str | None) -> int:
+        folder = self.dataset(dataset)
+        with self.lock(f"sources-{dataset}"):
+            sources = [row for shard in self.shards(dataset) for row in tables.read(self.file("sources", shard)).to_pylist()]
+            keys = ["face_id", "path", "face", "person"]
+            faces = [row for file in folder.glob("aligned-*/*.parquet") for row in tables.read(file, keys).to_pylist()]
+            photographs = {(row["path"], row["face"]) for row in (*faces, *sources) if person is not None and row["person"] == person}
+            photographs |= {(row["path"], row["face"]) for row in faces if row["face_id"] == face_id}
+            ids = {row["face_id"] for row in faces if (row["path"], row["face"]) in photographs}
+            self._remember([row for row in sources if (row["path"], row["face"]) in photographs])
+            for file in folder.glob("*/*.parquet"):
+                _drop(file, ids, photographs)
+        return len(photographs)
+
+    def _remember(self, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            with self.lock("forgotten"):
+                hashes = self.forgotten() | {(row["sha256"], row["face"]) for row in rows if row["sha256"]}
+                tables.write_json(self.home / "forgotten.json", sorted(hashes))
+
+    def forgotten(self) -> set[tuple[str, str]]:
+        """(sha256, face) of the photographs that must not be taken in again."""
+        path = self.home / "forgotten.json"
+        return {(sha256, face) for sha256, face in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else set()
 
     # --- networks ---
 
@@ -142,6 +159,25 @@ class Workspace:
         if found is None:
             raise NotReady(f"preset {family(preset)} has no {kind} yet; run `diffsfsr run train --preset {family(preset)}`")
         return found
+
+
+def sources_mark(rows: list[dict[str, Any]]) -> str:
+    """The fingerprint of a shard's photographs: what they are called, hold and show, not when they were written."""
+    return tables.fingerprint([{k: v for k, v in row.items() if k not in ("mtime_ns", "size")} for row in rows])
+
+
+def _drop(file: Path, ids: set[str], photographs: set[tuple[str, str]]) -> None:
+    """Write a table again without some rows, by face where it has faces, by photograph elsewhere. What it is made from is no longer
+    what it was, so that all that follows is brought up to date by the next run."""
+    table = tables.read(file)
+    if "face_id" in table.column_names:
+        kept = table.filter(pc.invert(pc.is_in(table["face_id"], pa.array(sorted(ids), pa.string()))))
+    else:
+        keys = zip(table["path"].to_pylist(), table["face"].to_pylist(), strict=True)
+        kept = table.filter(pa.array([key not in photographs for key in keys], pa.bool_()))
+    if kept.num_rows < table.num_rows:
+        mark = sources_mark(kept.to_pylist()) if file.parent.name == "sources" else tables.fingerprint(tables.mark_of(file), sorted(ids))
+        tables.write(file, kept, mark)
 
 
 def family(preset: Preset) -> str:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffsfsr.config import did_you_mean
 from diffsfsr.errors import InputError
-
-M = TypeVar("M", bound=nn.Module)
 
 
 @runtime_checkable
@@ -39,19 +35,5 @@ def load_encoder(name: str) -> Encoder:
     if name == "dlib":
         from diffsfsr.encoders.dlib_net import DlibEncoder
 
-        return freeze(DlibEncoder())
+        return DlibEncoder()
     raise InputError(f"unknown encoder {name!r}{did_you_mean(name, ENCODERS)}; known: {', '.join(ENCODERS)}")
-
-
-def freeze(module: M) -> M:
-    """The same module in eval mode, none of its parameters requiring a gradient; gradients still flow to its input."""
-    return module.eval().requires_grad_(False)
-
-
-def weights_version(module: nn.Module, recipe: str) -> str:
-    """sha256 over `recipe` (what is done beside the weights) and every tensor's name, shape and float32 values."""
-    digest = hashlib.sha256(recipe.encode())
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"|{name}|{tuple(value.shape)}|".encode())
-        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffsfsr import weights
-from diffsfsr.encoders import freeze, weights_version
+from diffsfsr.encoders.frozen import freeze, weights_version
 from diffsfsr.encoders.warp import DLIB_CHIP, dlib_matrix, warp
 from diffsfsr.errors import InputError
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffsfsr.encoders import freeze, weights_version
 from diffsfsr.encoders.dlib_net import DlibResNet, dlib_chips
+from diffsfsr.encoders.frozen import freeze, weights_version
 from diffsfsr.errors import InputError
 
 _FORMAT = 1

@@ -10,18 +10,23 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from diffsfsr.config import Data
+from diffsfsr.config import Data, did_you_mean
 from diffsfsr.errors import InputError
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
+SPLITS = ("train", "test")
+_COLUMNS = ("file", "person", "emotion", "face", "split")
+_CHUNK = 8  # pictures handed to a worker at a time
 
 
 def scan(root: Path, known: Iterable[Row] = (), test_fraction: float = 0.1) -> list[Row]:
@@ -36,9 +41,9 @@ def scan(root: Path, known: Iterable[Row] = (), test_fraction: float = 0.1) -> l
     hashed = {row["path"]: (row["size"], row["mtime_ns"], row["sha256"]) for row in known}
     rows: list[Row] = []
     for path in sorted(_pictures(root)):
-        name = path.relative_to(root).as_posix()
+        name = _spelled(path.relative_to(root).as_posix())
         size, mtime, sha256 = _identify(path, hashed.get(name))
-        for label in {label.get("face", ""): label for label in labels.get(name, [{}])}.values():
+        for label in labels.get(name, [{}]):
             person = label.get("person") or _person(name)
             split = label.get("split") or split_of(person, test_fraction)
             rows.append(
@@ -53,7 +58,12 @@ def scan(root: Path, known: Iterable[Row] = (), test_fraction: float = 0.1) -> l
 def source_row(path: Path) -> Row:
     """The row of one photograph that was named by itself, whatever its suffix."""
     size, mtime, sha256 = _identify(path, None)
-    return {"path": path.name, "sha256": sha256, "size": size, "mtime_ns": mtime, "person": "", "emotion": "", "face": "", "split": ""}
+    return {"path": _spelled(path.name), "sha256": sha256, "size": size, "mtime_ns": mtime, "person": "", "emotion": "", "face": "", "split": ""}
+
+
+def unknown_files(root: Path, rows: Iterable[Row]) -> list[str]:
+    """Files that labels.csv names and that are not among `rows`: labels of photographs that are elsewhere, or misspelt."""
+    return sorted(_labels(root).keys() - {row["path"] for row in rows})
 
 
 def split_of(person: str, test_fraction: float) -> str:
@@ -72,7 +82,8 @@ def _pictures(root: Path) -> Iterator[Path]:
     """Files with a picture's suffix; linked folders are not entered, so that a loop of links ends."""
     from diffsfsr.face.images import is_image_name
 
-    for folder, folders, files in os.walk(root, followlinks=False):
+    closed: list[OSError] = []
+    for folder, folders, files in os.walk(root, onerror=closed.append, followlinks=False):
         folders[:] = [f for f in folders if not f.startswith(".")]
         for name in files:
             if is_image_name(Path(name)) and not name.startswith("."):
@@ -80,23 +91,61 @@ def _pictures(root: Path) -> Iterator[Path]:
         for name in folders:
             if is_image_name(Path(name)) or (Path(folder) / name).is_symlink():
                 yield Path(folder) / name  # what is not entered is named, not passed over
+    yield from (Path(error.filename) for error in closed)
 
 
 def _labels(root: Path) -> dict[str, list[dict[str, str]]]:
+    """File -> its lines in labels.csv, one a face."""
     path = root / "labels.csv"
     if not path.exists():
         return {}
+    labels: dict[str, list[dict[str, str]]] = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
             reader = csv.DictReader(f)
             if "file" not in (reader.fieldnames or []):
-                raise InputError(f"{path} has no column 'file'; its columns may be file, person, emotion, face, split")
-            labels: dict[str, list[dict[str, str]]] = {}
+                raise InputError(f"{path} has no column 'file'; its columns may be {', '.join(_COLUMNS)}")
             for row in reader:
-                labels.setdefault((row["file"] or "").strip(), []).append({k: (v or "").strip() for k, v in row.items() if isinstance(v, str)})
-            return labels
+                line = {name: (row.get(name) or "").strip() for name in _COLUMNS}
+                where = f"{path}, line {reader.line_num}"
+                _add(labels.setdefault(line.pop("file").removeprefix("./"), []), _checked(line, where), where)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+    return labels
+
+
+def _checked(line: dict[str, str], where: str) -> dict[str, str]:
+    if line["split"] not in ("", *SPLITS):
+        raise InputError(f"{where}: split {line['split']!r}{did_you_mean(line['split'], SPLITS)} is neither train nor test, nor left empty")
+    if line["face"].isdecimal():
+        return line | {"face": str(int(line["face"]))}
+    if line["face"] not in ("", "only", "largest"):
+        raise InputError(f"{where}: face {line['face']!r} is not an index from the left (0, 1, ...), only or largest, nor left empty")
+    return line
+
+
+def _add(lines: list[dict[str, str]], line: dict[str, str], where: str) -> None:
+    """One line more of a file, unless it stands there already. Two lines must not be about one face."""
+    if line in lines:
+        return
+    if lines and not (line["face"].isdecimal() and all(other["face"].isdecimal() for other in lines)):
+        raise InputError(f"{where}: the file has another line already: give each of its lines a face, the index from the left (0, 1, ...)")
+    if any(other["face"] == line["face"] for other in lines):
+        raise InputError(f"{where}: another line says otherwise of face {line['face']} of the same file: keep one of them")
+    lines.append(line)
+
+
+def _spelled(name: str) -> str:
+    """A file's name as text: bytes that are not UTF-8 are written out as \\udcXX, which `located` undoes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def located(root: Path, name: str) -> Path:
+    """The file that a row's `path` names."""
+    path = root / name
+    if "\\udc" in name and not path.exists():
+        return root / re.sub(r"\\(udc[0-9a-f]{2})", lambda found: chr(int(found[1][1:], 16)), name)
+    return path
 
 
 def _identify(path: Path, known: tuple[int, int, str] | None) -> tuple[int, int, str]:
@@ -140,36 +189,57 @@ def align_rows(
 
 
 def _spread(tasks: list[tuple[Any, ...]], workers: int) -> Iterator[Row]:
-    if workers <= 1 or len(tasks) < 8:
+    if workers <= 1 or len(tasks) < _CHUNK:
         yield from map(_align, tasks)
         return
     done = 0
-    try:
-        with ProcessPoolExecutor(workers, mp_context=get_context("forkserver"), initializer=_one_thread) as pool:
-            for result in pool.map(_align, tasks, chunksize=8):
-                yield result
+    while done < len(tasks):
+        try:
+            with _pool(workers) as pool:
+                for result in pool.map(_align, tasks[done:], chunksize=_CHUNK):
+                    done += 1
+                    yield result
+        except BrokenProcessPool:  # a worker died on one of the pictures in hand: these one by one, then on as before
+            for result in _one_by_one(tasks[done : done + _CHUNK * (workers + 1)]):
                 done += 1
-    except BrokenProcessPool:  # a worker died on one of the pictures in hand: go on one process a picture
-        for task in tasks[done:]:
-            yield _align_apart(task)
+                yield result
 
 
-def _align_apart(task: tuple[Any, ...]) -> Row:
-    try:
-        with ProcessPoolExecutor(1, mp_context=get_context("forkserver"), initializer=_one_thread) as pool:
-            return pool.submit(_align, task).result()
-    except BrokenProcessPool:
-        return _reject(task[0], "unreadable", "its decoder crashed")
+def _one_by_one(tasks: list[tuple[Any, ...]]) -> Iterator[Row]:
+    left = iter(tasks)
+    broken = True
+    while broken:
+        broken = False
+        with _pool(1) as pool:
+            for task in left:
+                try:
+                    yield pool.submit(_align, task).result()
+                except BrokenProcessPool:
+                    yield _reject(task[0], "unreadable", "its decoder crashed")
+                    broken = True
+                    break
 
 
-def _one_thread() -> None:
-    """A worker is one core of many: its libraries must not each take all of them. It leaves Ctrl-C to its parent."""
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=get_context("forkserver"), initializer=_begin_work)
+
+
+def _begin_work() -> None:
+    """A worker is one core of many: its libraries must not each take all of them. It leaves Ctrl-C to its parent, and ends with it."""
     import signal
 
     import cv2
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # else a worker whose parent was killed would wait for work for ever
 
 
 def _align(task: tuple[Any, ...]) -> Row:
@@ -180,7 +250,7 @@ def _align(task: tuple[Any, ...]) -> Row:
 
     row, root, dataset, size, data = task
     try:
-        image = read(Path(root) / row["path"], data.max_pixels)
+        image = read(located(Path(root), row["path"]), data.max_pixels)
         face = align(image, size, replace(data, face=row["face"]) if row["face"] else data)
     except Rejected as rejected:
         return _reject(row, rejected.reason, rejected.detail)

@@ -18,7 +18,7 @@ from diffsfsr.model.diffusion import NoiseSchedule, network_timestep, z0_from_ou
 
 
 class DeviceAttention:
-    """Attention as the device likes it: on a CPU the plain product, three times faster there in bf16 at our sizes; else SDPA."""
+    """Attention as the device likes it: on a CPU the plain product, the faster one there in bf16 at our sizes; else SDPA."""
 
     def __init__(self) -> None:
         self.plain, self.fused = AttnProcessor(), AttnProcessor2_0()

@@ -19,7 +19,8 @@ def save(folder: Path, step: int, write: Callable[[Path], None], rank: int, barr
     final = folder / f"step-{step:08d}"
     part = folder / f".{final.name}.part"
     if rank == 0:
-        shutil.rmtree(part, ignore_errors=True)
+        for left in folder.glob(".step-*.part"):  # by a run that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
     barrier()
     write(part)
@@ -46,20 +47,21 @@ def newest(folder: Path) -> tuple[int, Path] | None:
 
 
 def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder beside `final` and move it into place; whoever opens `final` sees the old whole or the new whole."""
-    part = final.with_name(f".{final.name}.part-{os.getpid()}")
+    """Write a folder beside `final` and move it into place: `final` is the old whole, the new whole, or for an instant absent.
+
+    For one writer at a time. What a killed one left is cleared away by the next.
+    """
+    part, old = final.with_name(f".{final.name}.part"), final.with_name(f".{final.name}.old")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         write(part)
         _sync(part)
         if final.exists():
-            old = final.with_name(f".{final.name}.old-{os.getpid()}")
-            final.rename(old)
-            part.rename(final)
             shutil.rmtree(old, ignore_errors=True)
-        else:
-            part.rename(final)
+            final.rename(old)
+        part.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

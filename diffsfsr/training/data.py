@@ -53,7 +53,7 @@ def column(table: pa.Table, name: str, shape: tuple[int, ...], dtype: np.dtype |
     """A fixed-size list column as an array (n, *shape); null rows are zero."""
     values = table[name].combine_chunks()
     flat = values.fill_null([0.0] * values.type.list_size) if values.null_count else values
-    return flat.flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False).reshape(len(table), *shape)
+    return flat.flatten().to_numpy(zero_copy_only=False).astype(dtype).reshape(len(table), *shape)
 
 
 def read_shards(shards: list[str], split: str | None, columns: list[str] | None = None) -> pa.Table:
@@ -66,7 +66,8 @@ def read_shards(shards: list[str], split: str | None, columns: list[str] | None 
     if split is not None:
         table = table.filter(pa.compute.equal(table["split"], split))
     if not len(table):
-        raise InputError(f"no face of split {split!r} in {len(shards)} shard(s), first {shards[0]}: add photographs or change data.test_fraction")
+        where = f"{len(shards)} shard(s), first {shards[0]}"
+        raise InputError(f"no face of split {split!r} in {where}: add photographs or change data.test_fraction")
     return table
 
 
@@ -112,7 +113,10 @@ class Triplets:
             width = table.schema.field(f"id_{name}").type.list_size
             self.identity[name] = torch.from_numpy(column(table, f"id_{name}", (width,)))
             self.present.append(torch.from_numpy(table[f"id_{name}"].is_valid().to_numpy()))
-        self.people = np.unique(table["person"].to_pylist(), return_inverse=True)[1]
+        people = np.unique(table["person"].to_pylist(), return_inverse=True)[1]
+        self._by_person = np.argsort(people, kind="stable")
+        # each item's own person is one range of that order
+        self._first, self._last = (np.searchsorted(people[self._by_person], people, side) for side in ("left", "right"))
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -122,15 +126,16 @@ class Triplets:
         return {n: e[p].mean(0) for (n, e), p in zip(self.identity.items(), self.present, strict=True)}
 
     def draw(self, at: Position, batch: int, p_self: float) -> Batch:
-        """A batch of triplets. `cross` (B,) is 1 where scene, identity and expression are different people's pictures."""
+        """A batch of triplets. `cross` (B,) is 1 where identity and expression are pictures of other people than the scene's.
+
+        A data set of one person has no others: its triplets are all self triplets.
+        """
         scene = at.items(batch, len(self))
         rng = at.rng()
         identity, expression = scene.copy(), scene.copy()
-        cross = rng.random(batch) >= p_self
-        for i in np.flatnonzero(cross):
-            identity[i] = self._stranger(scene[i], rng)
-            expression[i] = self._stranger(scene[i], rng)
-        cross &= (identity != scene) | (expression != scene)  # a data set of one person has no strangers
+        cross = (rng.random(batch) >= p_self) & (self._last[scene] - self._first[scene] < len(self))
+        identity[cross] = self._strangers(scene[cross], rng)
+        expression[cross] = self._strangers(scene[cross], rng)
         return {
             "latent": self.latent[scene].float(),
             "masked": self.masked[scene].float(),
@@ -142,9 +147,8 @@ class Triplets:
             **{f"id_{name}": values[identity] for name, values in self.identity.items()},
         }
 
-    def _stranger(self, item: int, rng: np.random.Generator) -> int:
-        """Another person's picture, or the item itself where a few draws find none."""
-        for candidate in rng.integers(len(self), size=16):
-            if self.people[candidate] != self.people[item]:
-                return int(candidate)
-        return int(item)
+    def _strangers(self, items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """For each item a picture of another person, all of them equally likely."""
+        own = self._last[items] - self._first[items]
+        place = rng.integers(0, len(self) - own)
+        return self._by_person[np.where(place < self._first[items], place, place + own)]

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from diffsfsr.config import Preset, Training
+from diffsfsr.cores import cores
+from diffsfsr.errors import InputError, NotReady
 from diffsfsr.training.guard import die_with_parent
 from diffsfsr.training.loop import Objective, Report, Stopped, train
 from diffsfsr.training.run import RunDirectory
@@ -32,13 +34,18 @@ def command(run: RunDirectory, module: str = "diffsfsr.training.launch") -> list
 
 
 def deepspeed_config(t: Training) -> dict[str, Any]:
-    """DeepSpeed's settings for a preset. Mixed precision is torch's autocast over float32 weights, so it is not named here."""
+    """DeepSpeed's settings for a preset. Mixed precision is torch's autocast over float32 weights.
+
+    It has to be named here too: on a GPU the engine turns off an autocast that it was not told of. Without the list of
+    modules it would also send their gradients in half precision.
+    """
     return {
         "train_micro_batch_size_per_gpu": t.batch,
         "gradient_accumulation_steps": t.accumulation,
         "gradient_clipping": t.grad_clip,
         "zero_optimization": {"stage": t.zero_stage},
         "zero_allow_untested_optimizer": True,
+        "torch_autocast": {"enabled": t.precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
@@ -71,10 +78,12 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float) -> float | None:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
 
     def save(self, folder: Path) -> None:
         self.engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
@@ -116,16 +125,17 @@ def main(argv: list[str], report: Report = lambda line: None) -> int:
         signal.signal(number, lambda n, frame: asked.append(n))
     run = RunDirectory(Path(argv[0]))
     if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    preset, objective = build_objective(run)
-    engine = DeepSpeedEngine(objective.network, preset)
+        torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     try:
+        preset, objective = build_objective(run)
+        engine = DeepSpeedEngine(objective.network, preset)
         train(engine, objective, preset, run, report, stop=lambda: bool(asked))
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return STOPPED
+    except (InputError, NotReady, FloatingPointError, Stopped) as why:
+        print(f"{run.path.name}: {why}", file=sys.stderr, flush=True)
+        return {InputError: 2, Stopped: STOPPED}.get(type(why), 1)
     finally:
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -44,7 +45,9 @@ class Engine(Protocol):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
     def backward(self, loss: Tensor) -> None: ...
-    def step(self, lr: float) -> None: ...
+    def step(self, lr: float) -> float | None:
+        """Called after every backward. After a step's last, the norm of its gradient over all ranks, where that is known."""
+
     def save(self, folder: Path) -> None: ...
     def load(self, folder: Path) -> None: ...
     def barrier(self) -> None: ...
@@ -64,11 +67,11 @@ def learning_rate(step: int, t: Training) -> float:
 
 
 class Ema:
-    """Exponential moving average of the weights, on the CPU copy of rank 0's; warm-up min(decay, (1 + k) / (10 + k))."""
+    """Exponential moving average of the weights, kept by rank 0 in float32; warm-up min(decay, (1 + k) / (10 + k))."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.average = {name: p.detach().float().clone() for name, p in network.named_parameters()}
+        self.average = {name: p.detach().float().clone(memory_format=torch.contiguous_format) for name, p in network.named_parameters()}
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
@@ -81,6 +84,18 @@ class Ema:
         for name, p in network.named_parameters():
             p.copy_(self.average[name])
 
+    def save(self, path: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file(self.average, path)
+
+    def load(self, path: Path) -> None:
+        """What `save` wrote, onto the device where the average lies."""
+        from safetensors.torch import load_file
+
+        for name, value in load_file(path).items():
+            self.average[name].copy_(value)
+
 
 def train(
     engine: Engine, objective: Objective, preset: Preset, run: RunDirectory, report: Report, stop: Callable[[], bool] = lambda: False
@@ -90,8 +105,8 @@ def train(
     leader = engine.rank == 0
     with engine.whole():
         ema = Ema(objective.network, t.ema) if t.ema and leader else None
-    step = _resume(engine, ema, run)
-    meter = _Meter(t, step)
+    meter = _Meter(t)
+    step = _resume(engine, ema, meter, run)
     while step < t.steps:
         terms = _step(engine, objective, t, step, run)
         step += 1
@@ -106,28 +121,34 @@ def train(
             report(line)
         stopping = engine.any(stop())
         if step % t.checkpoint_every == 0 or step == t.steps or stopping:
-            _save(engine, ema, run, step, t.keep_checkpoints)
+            _save(engine, ema, meter, run, step, t.keep_checkpoints)
         if stopping and step < t.steps:
             raise Stopped(f"stopped at step {step} of {t.steps}; the same command goes on from there")
     _finish(engine, objective, ema, run)
 
 
 def _step(engine: Engine, objective: Objective, t: Training, step: int, run: RunDirectory) -> dict[str, float]:
-    totals: dict[str, float] = {}
+    seen: dict[str, list[float]] = {}
+    norm: float | None = None
     for micro in range(t.accumulation):
         at = Position(step, micro, engine.rank, engine.world, t.accumulation, t.seed)
         batch = {name: _moved(value, engine.device) for name, value in objective.draw(at).items()}
         with torch.autocast(engine.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
             terms = objective.losses(engine, batch, at.generator(engine.device))
         loss = terms["loss"].float().mean()
-        if engine.any(not math.isfinite(loss.item())):
-            _keep_offender(batch, step, engine.rank, run)
+        bad = not math.isfinite(loss.item())
+        if engine.any(bad):
+            raise _not_finite("loss", step, engine.rank, batch if bad else None, run)
         engine.backward(loss)
-        engine.step(learning_rate(step, t))
+        norm = engine.step(learning_rate(step, t))
         for name, value in terms.items():
             if value.numel():
-                totals[name] = totals.get(name, 0.0) + value.detach().float().mean().item() / t.accumulation
-    return totals
+                seen.setdefault(name, []).append(value.detach().float().mean().item())
+    if norm is not None:
+        seen["grad_norm"] = [norm]
+        if not math.isfinite(norm):  # a sum over all ranks: which of them spoiled it is not known
+            raise _not_finite("gradient", step, engine.rank, batch, run)
+    return {name: sum(values) / len(values) for name, values in seen.items()}
 
 
 def _moved(value: Tensor, device: torch.device) -> Tensor:
@@ -135,37 +156,39 @@ def _moved(value: Tensor, device: torch.device) -> Tensor:
     return value.to(device, memory_format=torch.channels_last) if value.ndim == 4 else value.to(device)
 
 
-def _keep_offender(batch: Batch, step: int, rank: int, run: RunDirectory) -> None:
+def _not_finite(what: str, step: int, rank: int, batch: Batch | None, run: RunDirectory) -> FloatingPointError:
+    """The error that ends the run on every rank; the rank whose batch it was keeps it."""
     from safetensors.torch import save_file
 
     path = run.path / f"not-finite-step-{step}-rank-{rank}.safetensors"
+    if batch is None:
+        return FloatingPointError(f"the {what} is not finite at step {step} on another rank")
     save_file({name: value.cpu().contiguous() for name, value in batch.items()}, path)
-    raise FloatingPointError(f"the loss is not finite at step {step}; the batch is kept in {path.name}; lower training.lr or look at it")
+    return FloatingPointError(f"the {what} is not finite at step {step}; the batch is kept in {path}; look at it or lower training.lr")
 
 
-def _resume(engine: Engine, ema: Ema | None, run: RunDirectory) -> int:
-    found = checkpoints.newest(run.checkpoints)
-    if found is None:
-        return 0
-    step, folder = found
-    engine.load(folder)
-    if ema:
-        from safetensors.torch import load_file
-
-        ema.average = load_file(folder / "ema.safetensors")
+def _resume(engine: Engine, ema: Ema | None, meter: _Meter, run: RunDirectory) -> int:
+    step, folder = checkpoints.newest(run.checkpoints) or (0, None)
+    if folder:
+        engine.load(folder)
+        if ema:
+            ema.load(folder / "ema.safetensors")
     if engine.rank == 0:
         run.forget_stats_after(step)
-        print(f"resumed {run.path.name} at step {step}", file=sys.stderr, flush=True)
+        if folder:
+            meter.sums = json.loads((folder / "meter.json").read_text(encoding="utf-8"))
+            print(f"resumed {run.path.name} at step {step}", file=sys.stderr, flush=True)
+    meter.since = step
     return step
 
 
-def _save(engine: Engine, ema: Ema | None, run: RunDirectory, step: int, keep: int) -> None:
+def _save(engine: Engine, ema: Ema | None, meter: _Meter, run: RunDirectory, step: int, keep: int) -> None:
     def write(folder: Path) -> None:
         engine.save(folder)
         if ema:
-            from safetensors.torch import save_file
-
-            save_file(ema.average, folder / "ema.safetensors")
+            ema.save(folder / "ema.safetensors")
+        if engine.rank == 0:  # so that a resumed run's next line is the mean of the same steps
+            (folder / "meter.json").write_text(json.dumps(meter.sums), encoding="utf-8")
 
     checkpoints.save(run.checkpoints, step, write, engine.rank, engine.barrier, keep)
 
@@ -182,8 +205,8 @@ def _finish(engine: Engine, objective: Objective, ema: Ema | None, run: RunDirec
 class _Meter:
     """Means of the terms and the speed since the last line."""
 
-    def __init__(self, t: Training, step: int) -> None:
-        self.total, self.since, self.started = t.steps, step, time.perf_counter()
+    def __init__(self, t: Training) -> None:
+        self.total, self.since, self.started = t.steps, 0, time.perf_counter()
         self.sums: dict[str, list[float]] = {}
 
     def add(self, terms: dict[str, float]) -> None:
@@ -196,10 +219,7 @@ class _Meter:
         done = step - self.since
         means = {name: sum(values) / len(values) for name, values in self.sums.items()}
         eta = seconds / done * (self.total - step)
-        print(
-            f"step {step}/{self.total}  " + "  ".join(f"{n} {v:.4f}" for n, v in means.items()) + f"  {seconds / done:.2f} s/step  {eta:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+        print(f"step {step}/{self.total}  {shown}  {seconds / done:.2f} s/step  {eta:.0f} s left", file=sys.stderr, flush=True)
         self.since, self.started, self.sums = step, time.perf_counter(), {}
         return {"step": step, **means, "lr": lr, "images_per_second": images * done / seconds}

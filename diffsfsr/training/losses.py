@@ -23,18 +23,24 @@ def diffusion_loss(pred: Tensor, target: Tensor, weight_mask: Tensor | None = No
     return torch.where(area > 0, total / torch.where(area > 0, area, 1.0), 0.0)
 
 
-def identity_loss(pred: dict[str, Tensor], ref: dict[str, Tensor], means: dict[str, Tensor] | None = None) -> Tensor:
+def identity_loss(
+    pred: dict[str, Tensor], ref: dict[str, Tensor], means: dict[str, Tensor] | None = None, present: dict[str, Tensor] | None = None
+) -> Tensor:
     """Eq. 5: 1 - cosine, averaged over the encoders present in both, name -> (B,D) -> (B,), 0 the same person to 2.
 
-    Embeddings are centred by means[name] (D,) first where it is given: dlib's all point nearly one way. Raises InputError when
-    no encoder is present in both.
+    Embeddings are centred by means[name] (D,) first where it is given: dlib's all point nearly one way. Where present[name]
+    (B,) is false the item has no such embedding and the encoder does not count; an item without any has loss 0. Raises
+    InputError when no encoder is present in both.
     """
     names = [name for name in pred if pred[name] is not None and ref.get(name) is not None]
     if not names:
         raise InputError(f"no identity encoder is present in both {sorted(pred)} and {sorted(ref)}")
     means = means or {}
     terms = [1 - F.cosine_similarity(_centred(pred, means, n), _centred(ref, means, n), dim=-1) for n in names]
-    return torch.stack(terms).mean(0)
+    if present is None:
+        return torch.stack(terms).mean(0)
+    counts = torch.stack([present[name] for name in names])
+    return (torch.stack(terms) * counts).sum(0) / counts.sum(0).clamp(min=1)
 
 
 def _centred(embeddings: dict[str, Tensor], means: dict[str, Tensor], name: str) -> Tensor:

@@ -98,6 +98,7 @@ class DiffusionObjective:
         from diffsfsr.encoders.dln import Dln
         from diffsfsr.model.autoencoder import LatentAutoencoder
         from diffsfsr.model.unet import DiffSFSR
+        from diffsfsr.weights import resolve
 
         for what, folder in (("autoencoder", inputs.autoencoder), ("dln", inputs.dln)):
             if not Path(folder).is_dir():
@@ -108,14 +109,19 @@ class DiffusionObjective:
         self.dln = Dln.load(Path(inputs.dln)).eval().requires_grad_(False)
         self.identity = {name: load_encoder(name) for name in preset.conditioning.identity}
         dims = {name: encoder.dim for name, encoder in self.identity.items()}
-        self.network = DiffSFSR.from_folder(Path(inputs.start_from)) if inputs.start_from else DiffSFSR.from_preset(preset, dims)
+        published = resolve(preset.unet.source).parent if preset.unet.source else None
+        new = inputs.start_from == ""
+        self.network = DiffSFSR.from_preset(preset, dims, unet_folder=published) if new else DiffSFSR.from_folder(Path(inputs.start_from))
         self.network.tokens.set_means(self.data.means())
 
     def draw(self, at: Position) -> Batch:
         return self.data.draw(at, self.preset.training.batch, self.preset.objective.p_self)
 
     def losses(self, network: Network, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """'loss_dm' (B,), and 'loss_id', 'loss_exp' over the items that carry them; 'loss' (B,) is their weighted sum."""
+        """'loss_dm' (B,), and 'loss_id', 'loss_exp' of the items that carry them; 'loss' (B,) is Eq. 7 with the means of those.
+
+        A face is asked to show what the network was told: an item whose slot is absent or dropped does not carry that loss.
+        """
         from diffsfsr.model.diffusion import add_noise, training_target
 
         self._move_to(batch["latent"].device)
@@ -127,13 +133,15 @@ class DiffusionObjective:
         output = network(z_t, t, **inputs).float()
         target = training_target(self.preset.schedule.prediction, z_0, eps, t, schedule)
         loss_dm = losses.diffusion_loss(output, target, self._weights(batch))
-        carriers = torch.nonzero(t <= o.aux_max_t).flatten()[: round(o.aux_fraction * len(z_0))]
-        if not len(carriers) or (o.lambda_id == 0 and o.lambda_exp == 0):
+        if o.aux_fraction == 0 or (o.lambda_id == 0 and o.lambda_exp == 0):
             return {"loss": loss_dm, "loss_dm": loss_dm}
+        carriers = self._carriers(t)
         face = self._midpoint(network, output, z_t, t, inputs, carriers, generator)
-        loss_id, loss_exp = self._face_losses(face, {k: v[carriers] for k, v in batch.items()})
-        loss = loss_dm + (o.lambda_id * loss_id + o.lambda_exp * loss_exp).mean()
-        return {"loss": loss, "loss_dm": loss_dm, "loss_id": loss_id, "loss_exp": loss_exp}
+        told = inputs["present"][carriers] & (t[carriers] <= o.aux_max_t)[:, None]
+        loss_id, loss_exp = self._face_losses(face, {k: v[carriers] for k, v in batch.items()}, told)
+        asked, shown = told[:, :-1].any(1), told[:, -1]
+        loss = loss_dm + o.lambda_id * _mean(loss_id, asked) + o.lambda_exp * _mean(loss_exp, shown)
+        return {"loss": loss, "loss_dm": loss_dm, "loss_id": loss_id[asked], "loss_exp": loss_exp[shown]}
 
     def _move_to(self, device: torch.device) -> None:
         if next(self.autoencoder.parameters()).device != device:
@@ -155,6 +163,14 @@ class DiffusionObjective:
         """Where L_DM counts, (B, 1, h, w): everywhere on a self triplet, outside the face on a cross triplet."""
         return 1 - batch["cross"][:, None, None, None] * batch["mask"]
 
+    def _carriers(self, t: Tensor) -> Tensor:
+        """The first items whose t allows L_id and L_exp, at most their share of the batch. Where there is none, one that then does
+        not count: ZeRO-3 gathers weights in every call of the network, so that all ranks must make as many.
+        """
+        o = self.preset.objective
+        found = torch.nonzero(t <= o.aux_max_t).flatten()[: round(o.aux_fraction * len(t))]
+        return found if len(found) else t.argmin()[None]
+
     def _midpoint(
         self, network: Network, output: Tensor, z_t: Tensor, t: Tensor, inputs: dict[str, Any], items: Tensor, generator: torch.Generator
     ) -> Tensor:
@@ -169,16 +185,17 @@ class DiffusionObjective:
             return z0_from_output(kind, paid.pop() if paid else network(z, at, **chosen).float(), z, at, schedule)
 
         o = self.preset.objective
-        z_0 = MIDPOINTS[o.midpoint](predict_z0, z_t[items], t[items], schedule, generator, o.midpoint_noise)
+        z_0 = MIDPOINTS[o.midpoint](predict_z0, z_t[items], t[items].clamp(max=o.aux_max_t), schedule, generator, o.midpoint_noise)
         return self.autoencoder.decode(z_0)
 
-    def _face_losses(self, face: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """L_id and L_exp, (n,) each, in float32: the experts' differences are too fine for half precision."""
+    def _face_losses(self, face: Tensor, batch: Batch, told: Tensor) -> tuple[Tensor, Tensor]:
+        """L_id and L_exp, (n,) each, in float32: the experts' differences are too fine for half precision. told: (n, K+1) bool."""
         with torch.autocast(face.device.type, enabled=False):
             face = face.float()
             made = {name: encoder(face, batch["landmarks"]) for name, encoder in self.identity.items()}
             given = {name: batch[f"id_{name}"] for name in made}
-            loss_id = losses.identity_loss(made, given, self.network.tokens.means())
+            present = dict(zip(self.preset.conditioning.identity, told.T, strict=False))
+            loss_id = losses.identity_loss(made, given, self.network.tokens.means(), present)
             return loss_id, losses.expression_loss(self.dln(face, batch["landmarks"]), batch["expression"])
 
     def save(self, folder: Path) -> None:
@@ -189,6 +206,11 @@ class DiffusionObjective:
         DiffSFSRPipeline.from_model(self.network, self.autoencoder, self.preset).save_pretrained(folder)
         self.dln.save(folder / "dln")
         tables.write_json(folder / "preset.json", config.to_dict(self.preset))
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    """The mean of those that count, 0 (with a graph) where none does."""
+    return (values * counted).sum() / counted.sum().clamp(min=1)
 
 
 OBJECTIVES: dict[str, Callable[[Preset, Inputs], Any]] = {
