@@ -1,6 +1,7 @@
 """Embeddings of aligned faces, cached by face and weights, and the catalogue that joins them."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,33 @@ _BATCH = 64
 CATALOGUE_VERSION = 1
 
 
+@lru_cache(maxsize=4)
+def identity_encoder(name: str) -> Any:
+    """A frozen identity encoder, loaded once a process."""
+    from diffsfsr.encoders import load_encoder
+
+    return load_encoder(name)
+
+
 @dg.asset(partitions_def=partitions.shards, deps=[aligned_faces], kinds={"torch", "lancedb"}, group_name="embeddings", pool="embeddings")
 def identity_embeddings(
     context: dg.AssetExecutionContext, settings: Settings, workspace: WorkspaceResource, catalogue: CatalogueResource
 ) -> dg.MaterializeResult:
     """One row per aligned face and identity encoder of the preset, in that encoder's table."""
-    from diffsfsr.encoders import load_encoder
-
     preset, shard = settings.resolve(), Shard.of(context.partition_key)
     computed = {
-        name: embed_shard(workspace.open, catalogue.open, shard, preset, load_encoder(name), name) for name in preset.conditioning.identity
+        name: embed_shard(workspace.open, catalogue.open, shard, preset, identity_encoder(name), name)
+        for name in preset.conditioning.identity
     }
     return dg.MaterializeResult(metadata={f"computed_{name}": count for name, count in computed.items()})
 
 
 @dg.asset(
-    partitions_def=partitions.shards, deps=[aligned_faces, "dln_model"], kinds={"torch", "lancedb"}, group_name="embeddings", pool="embeddings"
+    partitions_def=partitions.shards,
+    deps=[aligned_faces, "dln_model"],
+    kinds={"torch", "lancedb"},
+    group_name="embeddings",
+    pool="embeddings",
 )
 def expression_embeddings(
     context: dg.AssetExecutionContext, settings: Settings, workspace: WorkspaceResource, catalogue: CatalogueResource
@@ -109,9 +121,7 @@ def is_catalogued(workspace: Workspace, shard: Shard, preset: Preset) -> bool:
 
 def _versions(workspace: Workspace, preset: Preset) -> dict[str, str]:
     """Encoder -> version of the weights that the catalogue should hold now."""
-    from diffsfsr.encoders import load_encoder
-
-    versions = {f"id_{name}": load_encoder(name).version for name in preset.conditioning.identity}
+    versions = {f"id_{name}": identity_encoder(name).version for name in preset.conditioning.identity}
     dln = workspace.network("dln", preset)
     return versions | ({"expression": dln[1]} if dln else {})
 
@@ -120,9 +130,9 @@ def catalogue_shard(workspace: Workspace, catalogue: Catalogue, shard: Shard, pr
     """Upsert a shard's rows, drop those whose photograph is gone, and leave a receipt; returns the number of rows."""
     faces = tables.read(workspace.file(aligned(preset), shard))
     ids = faces["face_id"].to_pylist()
-    columns: dict[str, Any] = {name: faces[name] for name in ("face_id", "path", "sha256", "person", "emotion", "split", "yaw", "pitch", "roll")}
+    taken = ("face_id", "path", "sha256", "person", "emotion", "split", "yaw", "pitch", "roll", "face_index")
+    columns: dict[str, Any] = {name: faces[name] for name in taken}
     columns |= {"dataset": [shard.dataset] * len(ids), "shard": [shard.key] * len(ids), "size": [preset.crop] * len(ids)}
-    columns["face_index"] = faces["face_index"]
     for column, version in _versions(workspace, preset).items():
         found = catalogue.get_embeddings(f"{column.removeprefix('id_').replace('expression', 'dln')}_{preset.crop}", version, ids)
         if found:

@@ -83,4 +83,6 @@ def _imported(workspace: Workspace, preset: Preset, kind: str, source: str) -> d
         save = "save_pretrained" if kind == "autoencoder" else "save"
         replace_folder(folder, lambda part: getattr(load(), save)(part))
     workspace.set_network(kind, preset, folder, version)
-    return dg.MaterializeResult(metadata={"source": source, "folder": dg.MetadataValue.path(str(folder))}, data_version=dg.DataVersion(version))
+    return dg.MaterializeResult(
+        metadata={"source": source, "folder": dg.MetadataValue.path(str(folder))}, data_version=dg.DataVersion(version)
+    )

@@ -30,7 +30,8 @@ def aligned_mark(workspace: Workspace, shard: Shard, preset: Preset) -> str:
 
 def _alignment_settings(preset: Preset) -> dict[str, Any]:
     data = dataclasses.asdict(preset.data)
-    return {k: data[k] for k in ("face", "min_face", "max_yaw", "max_outside", "max_pixels")} | {"crop": preset.crop, "v": ALIGNMENT_VERSION}
+    relevant = ("face", "min_face", "max_yaw", "max_outside", "max_pixels")
+    return {k: data[k] for k in relevant} | {"crop": preset.crop, "v": ALIGNMENT_VERSION}
 
 
 @dg.asset(

@@ -21,14 +21,21 @@ class Folder(dg.Config):
 
 
 @dg.asset(kinds={"parquet"}, group_name="faces")
-def source_images(context: dg.AssetExecutionContext, config: Folder, settings: Settings, workspace: WorkspaceResource) -> dg.MaterializeResult:
+def source_images(
+    context: dg.AssetExecutionContext, config: Folder, settings: Settings, workspace: WorkspaceResource
+) -> dg.MaterializeResult:
     """One row per photograph of a data set (or per named face of one), dealt into shards. Opens a partition a shard."""
     shards, changed = take_stock(workspace.open, config.name, Path(config.folder), settings.resolve())
     context.instance.add_dynamic_partitions(partitions.shards.name or "", [shard.key for shard in shards])
     context.instance.add_dynamic_partitions(partitions.datasets.name or "", [config.name])
     rows = sum(tables.read(workspace.open.file("sources", shard), ["path"]).num_rows for shard in shards)
     return dg.MaterializeResult(
-        metadata={"photographs": rows, "shards": len(shards), "changed": [s.key for s in changed], "folder": dg.MetadataValue.path(config.folder)}
+        metadata={
+            "photographs": rows,
+            "shards": len(shards),
+            "changed": [s.key for s in changed],
+            "folder": dg.MetadataValue.path(config.folder),
+        }
     )
 
 

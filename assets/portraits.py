@@ -124,7 +124,8 @@ def fulfil(order: Order, serving: Serving, out: Path | None = None) -> tuple[dic
         seed=order.seed,
         face=order.face,
     )
-    path = out or serving.folder / f"{order.name(inputs, serving.version)}.png"
+    name = order.name(inputs, serving.version, b"" if expression is None else np.float32(expression).tobytes())
+    path = out or serving.folder / f"{name}.png"
     write_image(path, made.image)
     sidecar = provenance.sidecar(path, order, inputs, resolution, serving.version, serving.studio, made, time.perf_counter() - started)
     provenance.write(path, sidecar)

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.evaluation import evaluate_model, evaluation_report, flat, model_folder
+from assets.evaluation import evaluate_model, evaluation_report, flat, model_folder, prepared_datasets
 from assets.partitions import TASKS
 from assets.resources import RegistryResource, Settings, WorkspaceResource
 from assets.stores.registry import Registry
@@ -36,10 +36,8 @@ def registered_model(
 
 def _reports(workspace: Workspace, folder: Path, preset: Preset) -> dict[str, Path]:
     """'<data set> <task>' -> report of this model, evaluated now where it has not been."""
-    datasets = workspace.datasets()
-    if not datasets:
-        raise NotReady("no data set has been prepared yet; run `diffsfsr run prepare --data DIR`")
-    return {f"{name} {task}": evaluate_model(workspace, folder, name, task, preset) for name in datasets for task in TASKS}
+    names = prepared_datasets(workspace, preset)
+    return {f"{name} {task}": evaluate_model(workspace, folder, name, task, preset) for name in names for task in TASKS}
 
 
 def _numbers(report: Path) -> dict[str, Any]:
@@ -77,7 +75,8 @@ def contest(workspace: Workspace, registry: Registry, preset: Preset) -> tuple[b
                     worse = gap["better"] is False
                     passed &= not worse
                     shown = f"{gap['mean']:.3g} [{gap['low']:.3g}, {gap['high']:.3g}]"
-                    lines.append(f"| {name}, {task} | {figure} | {shown} | {'WORSE' if worse else 'better' if gap['better'] else 'no difference'} |")
+                    verdict = "WORSE" if worse else "better" if gap["better"] else "no difference"
+                    lines.append(f"| {name}, {task} | {figure} | {shown} | {verdict} |")
     return passed, "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ import dagster as dg
 import numpy as np
 
 from assets import partitions
-from assets.embeddings import catalogue, catalogued_mark
+from assets.embeddings import catalogue, catalogued_mark, identity_encoder
 from assets.faces import face_masks, unpack
 from assets.resources import CatalogueResource, Settings, WorkspaceResource
 from assets.stores.catalogue import Catalogue
@@ -50,7 +50,8 @@ def current_shards(workspace: Workspace, preset: Preset) -> Inputs:
     files = [workspace.file(kind, shard) for shard in shards]
     lacking = [shard.key for shard, file in zip(shards, files, strict=True) if not file.exists()]
     if lacking or not files:
-        raise NotReady(f"training shards are missing for {', '.join(lacking) or 'every data set'}; run `diffsfsr run train --preset {preset.name}`")
+        where = ", ".join(lacking) or "every data set"
+        raise NotReady(f"training shards are missing for {where}; run `diffsfsr run train --preset {preset.name}`")
     version = tables.fingerprint([tables.mark_of(file) for file in files])
     return Inputs(
         shards=tuple(map(str, files)),
@@ -84,15 +85,14 @@ def encode_shard(workspace: Workspace, catalogue: Catalogue, shard: Shard, prese
 
 def _embeddings(catalogue: Catalogue, ids: list[str], shard: Shard, preset: Preset) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
     """face_id -> its embedding columns, and the width of each identity encoder."""
-    from diffsfsr.encoders import load_encoder
-
     names = [f"id_{name}" for name in preset.conditioning.identity]
-    widths = {name: load_encoder(name).dim for name in preset.conditioning.identity}
+    widths = {name: identity_encoder(name).dim for name in preset.conditioning.identity}
     table = catalogue.faces(["face_id", *names, "expression"], shard=shard.key)
     found = {row.pop("face_id"): row for row in table.to_pylist()}
     lacking = [i for i in ids if i not in found or found[i]["expression"] is None]
     if lacking:
-        raise NotReady(f"{len(lacking)} faces of shard {shard.key} lack embeddings, first {lacking[0]}; materialize expression_embeddings and catalogue")
+        what = f"{len(lacking)} faces of shard {shard.key} lack embeddings, first {lacking[0]}"
+        raise NotReady(f"{what}; materialize expression_embeddings and catalogue")
     return found, widths
 
 

@@ -1,6 +1,6 @@
 """What torchrun starts: the training process with its reporters. Rank 0 alone speaks to Dagster and MLflow.
 
-    torchrun ... -m assets.trainer RUN_DIR
+torchrun ... -m assets.trainer RUN_DIR
 """
 
 from __future__ import annotations

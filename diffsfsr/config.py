@@ -250,9 +250,7 @@ PRESETS: dict[str, Preset] = {
         autoencoder=Autoencoder(width=32),
         unet=Unet(channels=(64, 128, 192), layers=1, heads=(1, 2, 3)),
         objective=Objective(aux_fraction=0.25, aux_max_t=600, p_self=0.8),
-        training=Training(
-            steps=150, batch=8, lr=4e-4, warmup=10, decay_from=75, ema=0.98, zero_stage=1, checkpoint_every=50, log_every=10
-        ),
+        training=Training(steps=150, batch=8, lr=4e-4, warmup=10, decay_from=75, ema=0.98, zero_stage=1, checkpoint_every=50, log_every=10),
         evaluation=Evaluation(items=6, judge="any"),
     ),
     "tiny": replace(

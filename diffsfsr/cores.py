@@ -9,4 +9,6 @@ def cores() -> int:
     On a machine that others use too, fewer is faster: threads that wait for a core hold up all the others.
     """
     given = os.environ.get("DIFFSFSR_CORES", "")
-    return max(1, int(given)) if given.isdigit() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if given.isdigit():
+        return max(1, int(given))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

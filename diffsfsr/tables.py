@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 TEXT, INT, REAL = pa.string(), pa.int64(), pa.float32()
+_WIDTH = b"width"
 
 # One row per photograph (or per named face of one) found in a data set's folder. Paths are relative to the folder.
 SOURCES = pa.schema(
@@ -89,12 +90,27 @@ def write_json(path: Path, value: Any) -> None:
 
 def write(path: Path, table: pa.Table, mark: str) -> None:
     """Write a table whole, carrying its fingerprint."""
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"fingerprint": mark.encode()})
+    table = _loosened(table).replace_schema_metadata({**(table.schema.metadata or {}), b"fingerprint": mark.encode()})
     write_whole(path, lambda p: pq.write_table(table, p, compression="zstd"))
 
 
 def read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(path, columns=columns)
+    """What `write` wrote, or some columns of it. Raises OSError or pa.ArrowInvalid where there is no whole table."""
+    table = pq.read_table(path, columns=columns)
+    for i, field in enumerate(table.schema):
+        if field.metadata and _WIDTH in field.metadata:
+            tight = pa.field(field.name, pa.list_(field.type.value_type, int(field.metadata[_WIDTH])))
+            table = table.set_column(i, tight, table[i].cast(tight.type))
+    return table
+
+
+def _loosened(table: pa.Table) -> pa.Table:
+    """The table with its fixed-size lists free where some are null: Parquet writes those, but cannot read them (apache/arrow 35692)."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_fixed_size_list(field.type) and table[i].null_count:
+            free = pa.field(field.name, pa.list_(field.type.value_type), metadata={_WIDTH: str(field.type.list_size)})
+            table = table.set_column(i, free, table[i].cast(free.type))
+    return table
 
 
 def mark_of(path: Path) -> str | None:

@@ -5,8 +5,10 @@ import time
 import dagster as dg
 
 from assets import partitions
+from assets.evaluation import prepared_datasets
 from assets.portraits import BATCH
-from assets.resources import QueueResource, RegistryResource
+from assets.resources import QueueResource, RegistryResource, Settings, WorkspaceResource
+from diffsfsr.errors import InputError, NotReady
 from pipelines import jobs
 
 _AGAIN_SECONDS = 300
@@ -27,12 +29,20 @@ def queued_requests(context: dg.SensorEvaluationContext, queue: QueueResource) -
 
 
 @dg.schedule(job=jobs.evaluate, cron_schedule="0 3 * * *", execution_timezone="UTC", default_status=dg.DefaultScheduleStatus.RUNNING)
-def nightly_evaluation(context: dg.ScheduleEvaluationContext, registry: RegistryResource) -> list[dg.RunRequest] | dg.SkipReason:
-    """The champion on every data set and task, once a night."""
-    if not any("champion" in version.aliases for version in registry.open.versions()):
-        return dg.SkipReason("there is no champion yet")
+def nightly_evaluation(
+    context: dg.ScheduleEvaluationContext, workspace: WorkspaceResource, registry: RegistryResource
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """The champion on every task and every data set that is prepared for its preset, once a night."""
+    try:
+        champion = registry.open.resolve("champion")
+        settings = Settings(preset=champion.tags.get("preset", Settings().preset))
+        datasets = prepared_datasets(workspace.open, settings.resolve())
+    except (NotReady, InputError) as error:
+        return dg.SkipReason(str(error))
     night = context.scheduled_execution_time.strftime("%Y-%m-%d")
-    config = dg.RunConfig(ops={"evaluation_report": {"config": {"model": "champion"}}})
-    datasets = context.instance.get_dynamic_partitions(partitions.datasets.name or "")
+    config = {
+        "ops": {"evaluation_report": {"config": {"model": "champion"}}},
+        "resources": {"settings": {"config": {"preset": settings.preset}}},
+    }
     keys = [dg.MultiPartitionKey({"dataset": dataset, "task": task}) for dataset in datasets for task in partitions.TASKS]
     return [dg.RunRequest(run_key=f"{night}-{key}", partition_key=str(key), run_config=config) for key in keys]

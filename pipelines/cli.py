@@ -104,11 +104,15 @@ def _plain(value: Any, indent: str = "") -> str:
 
 
 def parser() -> Parser:
-    top = Parser(prog="diffsfsr", description="Personalised portraits: a selfie says who, a word says which expression, a scene says where.")
+    top = Parser(
+        prog="diffsfsr", description="Personalised portraits: a selfie says who, a word says which expression, a scene says where."
+    )
     words = top.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
     demo = _command(words, "demo", "demo:demo", "photographs to portraits through the whole graph, ending with a page to look at")
-    demo.add_argument("--data", metavar="DIR", help="a folder of photographs, or an LFW-style tree; default: pictures that the packages ship")
+    demo.add_argument(
+        "--data", metavar="DIR", help="a folder of photographs, or an LFW-style tree; default: pictures that the packages ship"
+    )
     demo.add_argument("--preset", default="demo", help="default: demo")
 
     _command(words, "doctor", "doctor:doctor", "what is installed and found here, and what to do about each gap", json=True)
@@ -196,15 +200,21 @@ def _jobs(words: Any) -> None:
     run = _command(words, "run", "look:run", "run a job of the graph: prepare, train, evaluate, promote or generate", json=True)
     run.add_argument("job", choices=JOBS, metavar="JOB", help=", ".join(JOBS))
     run.add_argument("--preset", default="starter", help="a row of the preset table; default: starter")
-    run.add_argument("--data", metavar="DIR", help="prepare: a folder of photographs, also looked for in DIFFSFSR_DATA; default: those already known")
+    run.add_argument(
+        "--data", metavar="DIR", help="prepare: a folder of photographs, also looked for in DIFFSFSR_DATA; default: those already known"
+    )
     run.add_argument("--name", help="prepare: what to call the data set; default: the folder's name")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset, as training.steps=100")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset, as training.steps=100"
+    )
     run.add_argument("--model", default="trained", help="evaluate: trained (the preset's newest) or champion")
     run.add_argument("--dry-run", action="store_true", help="print the resolved settings and do nothing")
 
 
 def _weights(words: Any) -> None:
-    verbs = words.add_parser("weights", help="the pretrained files: list, bring, check", description="The pretrained files: list, bring, check.")
+    verbs = words.add_parser(
+        "weights", help="the pretrained files: list, bring, check", description="The pretrained files: list, bring, check."
+    )
     verbs = verbs.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     _command(verbs, "list", "look:weights_list", "every file of the zoo and where it is", json=True)
     _command(verbs, "check", "look:weights_check", "read every file that is here and compare its hash", json=True)

@@ -137,11 +137,14 @@ def _page(ended: list[Any], figures: dict[str, Any], facts: dict[str, Any], seco
     steps = facts["training steps"]
     body = [
         "<h1>DiffSFSR demo</h1>",
-        f'<p class="note">The model behind these portraits was trained for {steps} steps on a handful of photographs, in this run. It shows '
-        "that every stage works, not what the method can do: expect blurred faces.</p>",
+        f'<p class="note">The model behind these portraits was trained for {steps} steps on a handful of photographs, in this run. '
+        "It shows that every stage works, not what the method can do: expect blurred faces.</p>",
         *(_portrait(request) for request in ended),
         "<section><h2>Measured on held-out people</h2>",
-        _table(("data set / task", "figure", "mean"), [(k, n, f"{v:.3g}") for k, row in figures.items() for n, v in row.items() if n != "report"]),
+        _table(
+            ("data set / task", "figure", "mean"),
+            [(k, n, f"{v:.3g}") for k, row in figures.items() for n, v in row.items() if n != "report"],
+        ),
         "</section><section><h2>How long it took</h2>",
         _table(("stage", "seconds"), [(name, f"{value:.0f}") for name, value in seconds.items()]),
         "</section><section><h2>What there is now</h2>",

@@ -2,23 +2,22 @@
 
 import dagster as dg
 
-
 scan = dg.define_asset_job("scan", ["source_images"], description="List a folder of photographs and deal it into shards.")
 prepare = dg.define_asset_job(
     "prepare",
     ["aligned_faces", "face_masks", "identity_embeddings", "catalogue"],
     description="One shard: photographs to aligned faces, masks, embeddings and the catalogue.",
 )
-experts = dg.define_asset_job("experts", ["autoencoder", "dln_model"], description="The networks that training needs: imported, or trained here.")
+experts = dg.define_asset_job(
+    "experts", ["autoencoder", "dln_model"], description="The networks that training needs: imported, or trained here."
+)
 encode = dg.define_asset_job(
     "encode",
     ["expression_embeddings", "catalogue", "training_shards"],
     description="One shard: expression embeddings and everything a training step reads.",
 )
 train = dg.define_asset_job("train", ["emotion_index", "trained_model"], description="Train the model, or go on where it stopped.")
-evaluate = dg.define_asset_job(
-    "evaluate", ["evaluation_report"], description="One task on one data set: measure a model."
-)
+evaluate = dg.define_asset_job("evaluate", ["evaluation_report"], description="One task on one data set: measure a model.")
 promote = dg.define_asset_job(
     "promote", ["registered_model", "champion"], description="Register the newest model; make it champion if it is not worse."
 )

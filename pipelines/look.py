@@ -19,7 +19,9 @@ def faces(args: Namespace) -> Any:
     answer = {"faces": [{k: row[k] for k in keep} for row in found], "rejects": rejects}
     if args.json:
         return answer
-    lines = [f"{_shown(r['path'])}: face at {r['box']}, yaw {r['yaw']:.0f}, pitch {r['pitch']:.0f}, roll {r['roll']:.0f} degrees" for r in found]
+    lines = [
+        f"{_shown(r['path'])}: face at {r['box']}, yaw {r['yaw']:.0f}, pitch {r['pitch']:.0f}, roll {r['roll']:.0f} degrees" for r in found
+    ]
     lines += [f"{_shown(r['path'])}: {r['reason']} ({r['detail']})" for r in rejects]
     return "\n".join([*lines, f"{len(found)} faces, {len(rejects)} rejected"])
 
@@ -30,7 +32,6 @@ def _shown(name: str) -> str:
 
 
 def _align(paths: list[str], face: str, size: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    import os
 
     from diffsfsr.config import Data
     from diffsfsr.cores import cores
@@ -99,7 +100,11 @@ def emotions(args: Namespace) -> Any:
     labels = _labels()
     if labels:
         resolution = words.resolve(args.word, labels)
-        answer["resolution"] = {"how": resolution.how, "labels": list(resolution.labels), "faces": sum(labels[x] for x in resolution.labels)}
+        answer["resolution"] = {
+            "how": resolution.how,
+            "labels": list(resolution.labels),
+            "faces": sum(labels[x] for x in resolution.labels),
+        }
     return answer
 
 
@@ -114,19 +119,24 @@ def _labels() -> dict[str, int]:
 
 
 def order(args: Namespace) -> Any:
-    """The order that the arguments spell, checked."""
+    """The order that the arguments spell, checked; a prompt is refused where nothing here can paint it."""
     from diffsfsr.portrait.order import Order
 
     fields = ("emotion", "scene", "prompt", "task", "strength", "steps", "sampler", "seed", "face")
-    return Order(selfies=tuple(args.selfie), **{name: getattr(args, name) for name in fields}).check()
+    wanted = Order(selfies=tuple(args.selfie), **{name: getattr(args, name) for name in fields}).check()
+    if wanted.prompt:
+        from diffsfsr.portrait.scenes import painter_folder
+
+        painter_folder()
+    return wanted
 
 
 def portrait(args: Namespace) -> Any:
     """Make one portrait with the champion; answers with its sidecar."""
     wanted = order(args)
     out = Path(args.out) if args.out else None
-    if out and (not out.absolute().parent.is_dir() or out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")):
-        raise InputError(f"--out {args.out} must be a picture's name (.png, .jpg, .webp or .tif) in a folder that exists")
+    if out and (not out.absolute().parent.is_dir() or out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp")):
+        raise InputError(f"--out {args.out} must be a picture's name (.png, .jpg or .webp) in a folder that exists")
     from assets.portraits import Serving, fulfil
     from assets.stores.catalogue import Catalogue
     from assets.stores.registry import Registry
@@ -227,8 +237,23 @@ def forget(args: Namespace) -> Any:
         raise InputError("forget needs exactly one of --person, --face and --dataset")
     here = Environment.current()
     rows = Workspace(here.home).forget(person=args.person, face_id=args.face, dataset=args.dataset)
+    if args.dataset and (here.home / "dagster").is_dir():
+        _forget_partitions(here, args.dataset)
     ids = [args.face] if args.face else []
     tables = Catalogue(here.catalogue).forget(person=args.person, face_ids=ids, dataset=args.dataset)
     if not rows and not sum(tables.values()):
         raise InputError(f"nothing here is called {args.person or args.face or args.dataset!r}; `diffsfsr run prepare` names the data sets")
-    return {"rows_erased": {"files": rows, **tables}, "note": "photographs, trained networks and finished portraits are not touched"}
+    note = "photographs, trained networks, finished portraits, and pictures in reports and in the run history are not touched"
+    return {"rows_erased": {"files": rows, **tables}, "note": note}
+
+
+def _forget_partitions(here: Environment, dataset: str) -> None:
+    """Dagster offers no more runs for a data set that is gone."""
+    from assets import partitions
+    from assets.stores.workspace import Shard
+
+    with here.instance() as instance:
+        for key in instance.get_dynamic_partitions(partitions.shards.name or ""):
+            if Shard.of(key).dataset == dataset:
+                instance.delete_dynamic_partition(partitions.shards.name or "", key)
+        instance.delete_dynamic_partition(partitions.datasets.name or "", dataset)

@@ -50,7 +50,7 @@ def _torch() -> dict[str, Any]:
         return {"torch": None, "accelerator": f"unknown: torch does not load ({' '.join(str(error).split())})"}
     found: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if not torch.cuda.is_available():
-        return {**found, "accelerator": f"none: CPU, {_cores()} cores"}
+        return {**found, "accelerator": f"none: CPU, {cores()} cores"}
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {**found, "accelerator": ", ".join(f"{d.name} ({d.total_memory / 1e9:.0f} GB)" for d in devices)}
 

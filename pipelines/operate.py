@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ class Operator:
     def prepare(self, folder: Path | None, name: str | None = None) -> dict[str, Any]:
         """Bring every stage up to the catalogue up to date, for one folder or all known data sets; returns what there is."""
         preset = self.preset
-        names = [self.scan(folder, name)] if folder else self.workspace.datasets()
+        names = [self.scan(folder, name)] if folder else list(self._scan_known())
         if not names:
             raise InputError("no data set is known yet: give a folder of photographs with --data DIR")
         shards = [shard for each in names for shard in self.workspace.shards(each)]
@@ -64,6 +65,16 @@ class Operator:
         if self.workspace.network("dln", preset):
             self._encode(preset, shards)
         return self._summary(names, preset) | {"shards_computed": len(pending)}
+
+    def _scan_known(self) -> Iterator[str]:
+        """Every known data set, its folder listed anew where that is still there."""
+        for name in self.workspace.datasets():
+            folder = self.workspace.folder_of(name)
+            if folder.is_dir():
+                self.scan(folder, name)
+            else:
+                print(f"{name}: its folder {folder} is gone; its faces are kept, `diffsfsr forget` drops them", file=sys.stderr, flush=True)
+            yield name
 
     def scan(self, folder: Path, name: str | None = None) -> str:
         """List a folder's photographs; returns the data set's name."""
@@ -100,7 +111,9 @@ class Operator:
         preset = self.preset
         shards = [s for s in self.workspace.shards() if self.workspace.file(aligned(preset), s).exists()]
         if not shards:
-            raise NotReady(f"no faces of {preset.crop} pixels are prepared yet; run `diffsfsr run prepare --preset {preset.name} --data DIR`")
+            raise NotReady(
+                f"no faces of {preset.crop} pixels are prepared yet; run `diffsfsr run prepare --preset {preset.name} --data DIR`"
+            )
         self.run("experts")
         self._encode(preset, shards)
         self.run("train")
@@ -109,13 +122,12 @@ class Operator:
 
     def evaluate(self, model: str = "trained") -> dict[str, Any]:
         """Evaluate a model on every prepared data set and task; returns the figures."""
-        from assets.evaluation import flat, model_folder, report_folder
+        from assets.evaluation import flat, model_folder, prepared_datasets, report_folder
 
         figures, preset = {}, self.preset
         registry = self._registry()
         folder, _ = model_folder(self.workspace, registry, preset, model)
-        datasets = [n for n in self.workspace.datasets() if any(self.workspace.file(aligned(preset), s).exists() for s in self.workspace.shards(n))]
-        for dataset in datasets:
+        for dataset in prepared_datasets(self.workspace, preset):
             for task in TASKS:
                 self.run("evaluate", f"{dataset}|{task}", ops={"evaluation_report": {"config": {"model": model}}})
                 report = report_folder(self.workspace, folder, dataset, task, preset)
@@ -127,11 +139,11 @@ class Operator:
         from dagster import AssetKey
 
         result = self.run("promote", fail=False)
-        version = self._registry().resolve("challenger").version
         checks = result.get_asset_check_evaluations()
-        promoted = bool(result.asset_materializations_for_node("champion")) if result.success else False
         if not checks:
-            raise RuntimeError(f"the run {result.run_id} did not reach its check; see it in the UI or with DIFFSFSR_DEBUG=1")
+            raise _failure(result)
+        version = self._registry().resolve("challenger").version
+        promoted = bool(result.asset_materializations_for_node("champion")) if result.success else False
         comparison = next((str(c.metadata["comparison"].value) for c in checks if c.asset_key == AssetKey("registered_model")), "")
         return {"version": version, "promoted": promoted, "comparison": comparison}
 
@@ -168,7 +180,7 @@ class Operator:
                 instance=self.instance,
                 partition_key=partition,
                 asset_selection=[dg.AssetKey(name) for name in only] if only else None,
-                tags={_PROCESS: str(os.getpid())},
+                tags={_PROCESS: _this_process()},
                 raise_on_error=fail,
             )
         except dg.DagsterExecutionInterruptedError as stopped:
@@ -199,7 +211,7 @@ def dataset_name(workspace: Workspace, folder: Path) -> str:
     """The folder's own name, made safe; with a number behind it where another folder has that name already."""
     import re
 
-    base = re.sub(r"[^\w.-]+", "_", folder.resolve().name).strip(".") or "data"
+    base = re.sub(r"\.{2,}", ".", re.sub(r"[^\w.-]+", "_", folder.resolve().name)).strip(".") or "data"
     for name in [base, *(f"{base}-{i}" for i in range(2, 1000))]:
         if name not in workspace.datasets() or workspace.folder_of(name) == folder.resolve():
             return name
@@ -222,14 +234,30 @@ def _plain(error: Exception) -> Exception:
     return error
 
 
+def _failure(result: Any) -> Exception:
+    """What ended a run that was allowed to fail, as an exception."""
+    for event in result.all_events:
+        error = getattr(event.event_specific_data, "error", None)
+        while error is not None:
+            kind = {"InputError": InputError, "NotReady": NotReady}.get(error.cls_name or "")
+            if kind:
+                return kind(error.message.partition(": ")[2].strip())
+            error = error.cause
+    return RuntimeError(f"the run {result.run_id} failed; see it in the UI or with DIFFSFSR_DEBUG=1")
+
+
 def _end_orphans(instance: Any) -> None:
     """Runs that a killed process of this machine left as started are ended, so that the UI does not show them as going on."""
     from dagster import DagsterRunStatus, RunsFilter
 
     for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTED, DagsterRunStatus.STARTING])):
-        process = run.tags.get(_PROCESS)
-        if process and not _alive(int(process)):
+        machine, _, process = run.tags.get(_PROCESS, "").rpartition(":")
+        if machine == socket.gethostname() and not _alive(int(process)):
             instance.report_run_failed(run, "its process was killed")
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _alive(process: int) -> bool:
@@ -246,4 +274,3 @@ def _json(path: Path) -> Any:
     import json
 
     return json.loads(path.read_text(encoding="utf-8"))
-

@@ -33,7 +33,10 @@ def list_requests(args: Namespace) -> Any:
     rows = [_shown(request) for request in _queue().list(args.state, args.limit)]
     if args.json:
         return rows
-    return "\n".join(f"{r['id'][:12]}  {r['state']:9}  {r['payload'].get('emotion', ''):16}  {r['reason'] or ''}" for r in rows) or "no requests"
+    return (
+        "\n".join(f"{r['id'][:12]}  {r['state']:9}  {r['payload'].get('emotion', ''):16}  {r['reason'] or ''}" for r in rows)
+        or "no requests"
+    )
 
 
 def show(args: Namespace) -> Any:
@@ -48,7 +51,9 @@ def watch(args: Namespace) -> Any:
         if request.state in ENDED:
             return _shown(request)
         if time.monotonic() > deadline:
-            raise NotReady(f"request {request.id} is still {request.state} after {args.timeout:g} s; `diffsfsr run generate` makes what is queued")
+            raise NotReady(
+                f"request {request.id} is still {request.state} after {args.timeout:g} s; `diffsfsr run generate` makes what is queued"
+            )
         time.sleep(_POLL_SECONDS)
 
 

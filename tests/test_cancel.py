@@ -33,8 +33,8 @@ def test_cancelling_a_training_from_the_ui_leaves_no_process(token: str, tmp_pat
     folder.mkdir()
     shutil.copy(six_people, folder / "group.jpg")
     (folder / "labels.csv").write_text("file,person,face\n" + "".join(f"group.jpg,person {i},{i}\n" for i in range(4)))
-    prepare = [sys.executable, "-m", "pipelines.cli", "run", "prepare", "--preset", "tiny", "--data", str(folder), "--set", "data.test_fraction=0"]
-    subprocess.run(prepare, cwd=ROOT, check=True, capture_output=True)
+    prepare = "-m pipelines.cli run prepare --preset tiny --set data.test_fraction=0 --data".split()
+    subprocess.run([sys.executable, *prepare, str(folder)], cwd=ROOT, check=True, capture_output=True)
 
     port = free_port()
     with (tmp_path / "said").open("wb") as said:

@@ -166,7 +166,8 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_batch(
     tmp_path: Path, inputs: Inputs, astronaut: Path, start: Callable[[RunDirectory], Process]
 ) -> None:
-    rows = synthetic.training_rows(preset(), 11, synthetic.faces(astronaut, preset().crop)[0].crop_landmarks)
+    # as many as three steps see, so that the poisoned one comes once, on one rank
+    rows = synthetic.training_rows(preset(), 12, synthetic.faces(astronaut, preset().crop)[0].crop_landmarks)
     rows[0]["latent"] = rows[0]["latent"] * float("nan")
     shard = synthetic.training_shard(tmp_path / "poisoned.parquet", preset(), rows)
     poisoned = Inputs((str(shard),), "poisoned", inputs.autoencoder, inputs.dln)

@@ -83,6 +83,9 @@ class Registry(Runs):
 
         Ask once per batch and note the version with every output. Raises NotReady when there is none.
         """
+        nothing = NotReady(f"registry: there is no model {alias!r} in {_shown(self.tracking_uri)} yet; {_MAKE}")
+        if self._empty:
+            raise nothing
         from mlflow.exceptions import MlflowException
 
         try:
@@ -93,7 +96,7 @@ class Registry(Runs):
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            raise NotReady(f"registry: there is no model {alias!r} in {_shown(self.tracking_uri)} yet; {_MAKE}") from error
+            raise nothing from error
         path = _local(found.source) or self._download(found)
         if not path.is_dir():
             raise NotReady(f"registry: the files of model version {found.version} are gone from {path}; {_MAKE}")
@@ -151,6 +154,11 @@ class Registry(Runs):
         found = self._client.search_model_versions(f"name = '{self.name}'", max_results=10_000)
         listed = [_version(mv, tuple(sorted(names.get(str(mv.version), []))), _local(mv.source)) for mv in found]
         return sorted(listed, key=lambda mv: -mv.version)
+
+    @property
+    def _empty(self) -> bool:
+        """Whether the store is a file that has yet to be made: there is no need to make it to find nothing in it."""
+        return self.tracking_uri.startswith("sqlite:///") and not Path(self.tracking_uri.removeprefix("sqlite:///")).exists()
 
     def _note(self, version: int, **tags: str) -> None:
         for key, value in tags.items():

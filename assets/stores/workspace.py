@@ -56,7 +56,8 @@ class Workspace:
     # --- data sets and their shards ---
 
     def dataset(self, name: str) -> Path:
-        if not re.fullmatch(r"[\w.-]+", name) or name.startswith(".") or "..." in name:  # Dagster writes ranges of partitions with three dots
+        # Dagster writes ranges of partitions with three dots.
+        if not re.fullmatch(r"[\w.-]+", name) or name.startswith(".") or "..." in name:
             raise InputError(f"{name!r} cannot name a data set: letters, digits, '.', '_' and '-' only")
         return self.home / "data" / name
 

@@ -58,7 +58,8 @@ def scan(root: Path, known: Iterable[Row] = (), test_fraction: float = 0.1) -> l
 def source_row(path: Path) -> Row:
     """The row of one photograph that was named by itself, whatever its suffix."""
     size, mtime, sha256 = _identify(path, None)
-    return {"path": _spelled(path.name), "sha256": sha256, "size": size, "mtime_ns": mtime, "person": "", "emotion": "", "face": "", "split": ""}
+    row = {"path": _spelled(path.name), "sha256": sha256, "size": size, "mtime_ns": mtime}
+    return row | {"person": "", "emotion": "", "face": "", "split": ""}
 
 
 def unknown_files(root: Path, rows: Iterable[Row]) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.utils import logging
 from torch import Tensor
 
 from diffsfsr import config
@@ -48,6 +49,7 @@ class Studio:
             raise NotReady(f"no model in {folder}; run `diffsfsr run train` and `diffsfsr run promote`")
         self.preset: Preset = config.from_dict(json.loads((folder / "preset.json").read_text(encoding="utf-8")))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        logging.disable_progress_bar()  # of loading four small components
         self.pipeline = DiffSFSRPipeline.from_pretrained(folder).to(self.device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.dln = Dln.load(folder / "dln").to(self.device)
@@ -139,5 +141,3 @@ class _Clock:
         started = time.perf_counter()
         yield
         self.seconds[what] = round(time.perf_counter() - started, 4)
-
-

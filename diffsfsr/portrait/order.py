@@ -47,7 +47,9 @@ class Order:
         if not self.selfies and self.task != "expression":
             raise InputError(f"task {self.task} needs a selfie: give --selfie FILE")
         if self.sampler not in SAMPLERS:
-            raise InputError(f"unknown sampler {self.sampler!r}{did_you_mean(self.sampler, SAMPLERS[1:])}; known: {', '.join(SAMPLERS[1:])}")
+            raise InputError(
+                f"unknown sampler {self.sampler!r}{did_you_mean(self.sampler, SAMPLERS[1:])}; known: {', '.join(SAMPLERS[1:])}"
+            )
         if not 0 <= self.steps <= MAX_STEPS:
             raise InputError(f"steps {self.steps} is not between 1 and {MAX_STEPS}")
         if not 0 <= self.strength <= MAX_STRENGTH:
@@ -80,10 +82,13 @@ class Order:
         """Each file of the order with the sha256 of its bytes. Raises InputError where one has gone."""
         return {path: _sha256(Path(path)) for path in (*self.selfies, self.scene) if path}
 
-    def name(self, inputs: dict[str, str], model_version: str) -> str:
-        """A portrait's name: a hash of everything it is made from, so that the same order twice is the same file."""
+    def name(self, inputs: dict[str, str], model_version: str, expression: bytes = b"") -> str:
+        """A portrait's name: a hash of everything it is made from, so that the same order twice is the same file.
+
+        `expression` is the embedding that stands for the word now; it may be another one when the catalogue has grown.
+        """
         wish = {k: v for k, v in self.payload().items() if k not in ("selfies", "scene")}
-        parts = [sorted(wish.items()), [inputs[s] for s in self.selfies], inputs.get(self.scene, ""), model_version]
+        parts = [sorted(wish.items()), [inputs[s] for s in self.selfies], inputs.get(self.scene, ""), model_version, expression]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 

@@ -18,11 +18,13 @@ def from_prompt(prompt: str, seed: int, folder: Path | None = None) -> np.ndarra
     """
     from diffsfsr.face.images import to_uint8
 
-    folder = folder or _folder()
+    folder = folder or painter_folder()
     import torch
     from diffusers import StableDiffusionPipeline
 
-    painter = StableDiffusionPipeline.from_pretrained(str(folder), local_files_only=True, safety_checker=None, requires_safety_checker=False)
+    painter = StableDiffusionPipeline.from_pretrained(
+        str(folder), local_files_only=True, safety_checker=None, requires_safety_checker=False
+    )
     painter.set_progress_bar_config(disable=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(seed)
@@ -30,7 +32,8 @@ def from_prompt(prompt: str, seed: int, folder: Path | None = None) -> np.ndarra
     return to_uint8(image.float().cpu() * 2 - 1)[0]
 
 
-def _folder() -> Path:
+def painter_folder() -> Path:
+    """Where Stable Diffusion lies. Raises InputError where it is not on this machine."""
     from diffsfsr.weights import find_folder
 
     folder = find_folder("sd-1.4")

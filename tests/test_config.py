@@ -1,0 +1,155 @@
+"""Settings: every preset round-trips, and what cannot work is refused by name and value before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from diffsfsr import config
+from diffsfsr.config import PRESETS, Preset
+from diffsfsr.errors import InputError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_round_trips_through_json(name: str) -> None:
+    row = PRESETS[name]
+    data = json.loads(json.dumps(config.to_dict(row)))
+    again = config.from_dict(data)
+    assert again == row and hash(again) == hash(row) and config.to_dict(again) == data
+    assert row.name == name == config.preset(name).name
+
+
+def test_every_setting_survives_a_change() -> None:
+    """Each leaf of the table, changed through its dotted name to another legal value, is what changes and all that changes."""
+    others: dict[str, Any] = {
+        "trains": "dln", "crop": 256, "mask": "hull", "data.face": "largest", "autoencoder.kind": "kl", "conditioning.identity": ["other"],
+        "unet.channels": [32, 64, 96, 128], "unet.heads": [1, 2, 3, 4], "objective.midpoint": "one-step", "objective.aux_fraction": 0.5,
+        "training.precision": "fp32", "training.zero_stage": 3, "sampling.sampler": "unipc",
+        "schedule.zero_terminal_snr": True, "sampling.guidance": 1.0, "objective.p_self": 0.25, "training.ema": 0.5,
+    }  # fmt: skip
+    start = dataclasses.replace(PRESETS["paper"], schedule=dataclasses.replace(PRESETS["paper"].schedule, prediction="v_prediction"))
+    flat = _flat(config.to_dict(start))
+    for name, value in flat.items():
+        new = others.get(name, value + 1 if type(value) is int else value / 2 if type(value) is float else f"{value}x")
+        new = not value if type(value) is bool else new
+        changed = config.override(start, {name: new if isinstance(new, str) else json.dumps(new)})
+        assert _flat(config.to_dict(changed)) == flat | {name: new}
+        assert type(_flat(config.to_dict(changed))[name]) is type(value)
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in data.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training.step": "1"}, "unknown setting 'training.step' (did you mean steps?); known under training: steps, batch,"),
+        ({"trainig.steps": "1"}, "(did you mean training?)"),
+        ({"lr": "1"}, "unknown setting 'lr'"),
+        ({"crop.size": "1"}, "unknown setting 'crop.size'; known under crop: none"),
+        ({"training.steps": "many"}, "training.steps='many' must be of type int"),
+        ({"training.steps": "1.5"}, "training.steps=1.5 must be of type int"),
+        ({"training.steps": "true"}, "training.steps=True must be of type int"),
+        ({"training.lr": "true"}, "training.lr=True must be of type float"),
+        ({"training.lr": "NaN"}, "training.lr=nan is not a finite number"),
+        ({"training.lr": "Infinity"}, "training.lr=inf is not a finite number"),
+        ({"conditioning.mask_channel": "1"}, "conditioning.mask_channel=1 must be of type bool"),
+        ({"training.zero_stage": "4"}, "training.zero_stage=4 is not one of 0, 1, 2, 3"),
+        ({"training.zero_stage": "true"}, "training.zero_stage=True is not one of"),
+        ({"training.zero_stage": "1.0"}, "training.zero_stage=1.0 is not one of"),
+        ({"training.precision": "fp16"}, "training.precision='fp16' is not one of fp32, bf16"),
+        ({"conditioning.identity": "dlib"}, "conditioning.identity='dlib' must be a list"),
+        ({"unet.channels": "[32, 6.4]"}, "unet.channels=6.4 must be of type int"),
+        ({"training": "7"}, "must be a table of settings, not 7"),
+    ],
+)
+def test_what_is_not_a_setting_is_refused(changes: dict[str, str], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        config.override(PRESETS["tiny"], changes)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unknown_keys_of_a_file_name_the_nearest() -> None:
+    data = config.to_dict(PRESETS["tiny"])
+    data["training"]["acumulation"] = 2
+    with pytest.raises(InputError, match=r"'training.acumulation' \(did you mean accumulation\?\)"):
+        config.from_dict(data)
+    with pytest.raises(InputError, match=r"'samplng' \(did you mean sampling\?\)"):
+        config.from_dict({"name": "x", "samplng": {}})
+    with pytest.raises(InputError, match=r"unknown preset 'papr' \(did you mean paper\?\); known: paper, lab"):
+        config.preset("papr")
+
+
+# What breaks a rule, and every part of the message that has to name a setting with the value it has.
+RULES: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("lab", {"crop": 100}, ["crop=100", "32", "unet.channels=[96, 160, 256]"]),
+    ("lab", {"unet.heads": [2, 3]}, ["unet.heads=[2, 3]", "unet.channels=[96, 160, 256]"]),
+    (
+        "lab",
+        {"objective.midpoint": "original", "objective.aux_max_t": 1000},
+        ["objective.midpoint=original", "schedule.zero_terminal_snr=true", "objective.aux_max_t=1000", "step 1000"],
+    ),
+    ("paper", {"schedule.zero_terminal_snr": True}, ["schedule.zero_terminal_snr=true", "schedule.prediction=epsilon"]),
+    ("paper", {"sampling.guidance": 2.5}, ["sampling.guidance=2.5", "conditioning.drop_all=0.0"]),
+    (
+        "lab",
+        {"sampling.sampler": "pndm", "sampling.steps": 1000},
+        ["sampling.sampler=pndm", "schedule.zero_terminal_snr=true", "sampling.steps=1000"],
+    ),
+    ("lab", {"objective.aux_fraction": 0.25, "training.batch": 2}, ["objective.aux_fraction=0.25", "training.batch=2"]),
+    ("lab", {"conditioning.identity": []}, ["conditioning.identity is empty"]),
+    ("lab", {"conditioning.identity": ["dlib", "dlib"]}, ["conditioning.identity=['dlib', 'dlib']"]),
+    *[("lab", {name: value}, [f"{name}={value}"]) for name, value in {
+        "objective.p_self": 1.5, "objective.aux_fraction": 1.5, "conditioning.slot_dropout": 1.0, "conditioning.drop_all": -0.5,
+        "data.test_fraction": 1.0, "data.shard": 0, "training.steps": 0, "training.batch": 0, "training.accumulation": 0,
+        "training.processes": 0, "training.checkpoint_every": 0, "training.log_every": 0, "training.keep_checkpoints": 0,
+        "training.seed": -1, "training.lr": 0.0, "training.ema": 1.0,
+    }.items()],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "said"), RULES, ids=[next(iter(rule[1])) + f"-{i}" for i, rule in enumerate(RULES)])
+def test_bad_combinations_are_refused(name: str, changes: dict[str, Any], said: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        config.override(PRESETS[name], changes)
+    assert str(error.value).startswith(f"preset {name}: ") and "\n" not in str(error.value)
+    assert [part for part in said if part not in str(error.value)] == []
+
+
+def test_what_lies_just_inside_the_rules_is_allowed() -> None:
+    for name, changes in [
+        ("lab", {"objective.midpoint": "original", "objective.aux_max_t": 999}),
+        ("lab", {"objective.aux_fraction": 0.25, "training.batch": 3}),
+        ("lab", {"objective.aux_fraction": 0.25, "training.batch": 1, "objective.lambda_id": 0.0, "objective.lambda_exp": 0.0}),
+        ("lab", {"objective.aux_fraction": 0.0, "training.batch": 1}),
+        ("lab", {"training.ema": 0.0, "conditioning.slot_dropout": 0.0, "objective.p_self": 1}),
+        ("paper", {"sampling.guidance": 2.0, "conditioning.drop_all": 0.1}),
+    ]:
+        config.override(PRESETS[name], changes)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.partition("-")[0] in ("ae", "dln")])
+def test_a_presets_experts_share_its_architecture(name: str) -> None:
+    kind, _, basis = name.partition("-")
+    row, main = PRESETS[name], PRESETS[basis]
+    assert row.trains == {"ae": "autoencoder", "dln": "dln"}[kind] and main.trains == "diffusion"
+    same = dataclasses.replace(row, name=main.name, trains=main.trains, training=main.training)
+    assert same == main
+    assert row.training.ema == 0.0  # an average of weights is not what calibrated the latents
+
+
+def test_the_papers_row_is_the_papers() -> None:
+    """Section 4: learning rate, its fall, the global batch; section 3.3's weights; Stable Diffusion's schedule."""
+    p: Preset = PRESETS["paper"]
+    assert (p.training.lr, p.training.decay_from, p.training.steps) == (1e-5, 100_000, 200_000)
+    assert (p.objective.lambda_id, p.objective.lambda_exp, p.objective.midpoint) == (0.003, 0.01, "improved")
+    assert (p.crop, p.latent, p.autoencoder.channels, p.schedule.steps, p.training.ema) == (512, 64, 4, 1000, 0.0)
+    assert (p.sampling.sampler, p.sampling.steps, p.sampling.guidance) == ("pndm", 50, 1.0)
+    assert dataclasses.replace(PRESETS["starter"], name="lab") == PRESETS["lab"]
