@@ -30,7 +30,9 @@ def identity_encoder(name: str) -> Any:
     return load_encoder(name)
 
 
-@dg.asset(partitions_def=partitions.shards, deps=[aligned_faces], kinds={"torch", "lancedb"}, group_name="embeddings", pool="embeddings")
+@dg.asset(
+    partitions_def=partitions.shards, deps=[aligned_faces], kinds={"torch", "lancedb"}, group_name="embeddings", pool="identity_table"
+)
 def identity_embeddings(
     context: dg.AssetExecutionContext, settings: Settings, workspace: WorkspaceResource, catalogue: CatalogueResource
 ) -> dg.MaterializeResult:
@@ -48,7 +50,7 @@ def identity_embeddings(
     deps=[aligned_faces, "dln_model"],
     kinds={"torch", "lancedb"},
     group_name="embeddings",
-    pool="embeddings",
+    pool="expression_table",
 )
 def expression_embeddings(
     context: dg.AssetExecutionContext, settings: Settings, workspace: WorkspaceResource, catalogue: CatalogueResource

@@ -12,7 +12,6 @@ from assets.training import run_training
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
-from diffsfsr.training.checkpoints import replace_folder
 from diffsfsr.training.run import Inputs
 
 
@@ -73,6 +72,7 @@ def _imported(workspace: Workspace, preset: Preset, kind: str, source: str) -> d
     """Published weights, found in the zoo and saved as this project's own class. NotReady names the command that brings them."""
     from diffsfsr.encoders.dln import Dln
     from diffsfsr.model.autoencoder import LatentAutoencoder
+    from diffsfsr.training.checkpoints import replace_folder
     from diffsfsr.weights import file_sha256, resolve
 
     path = resolve(source)

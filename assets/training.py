@@ -1,6 +1,7 @@
 """Training runs: launched as a process of their own, watched through Dagster Pipes, tracked in MLflow."""
 
 import os
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -11,8 +12,10 @@ from assets.stores.registry import Registry
 from assets.stores.workspace import Workspace
 from diffsfsr import tables
 from diffsfsr.config import Preset
-from diffsfsr.training.loop import Stats
 from diffsfsr.training.run import Inputs, RunDirectory
+
+if TYPE_CHECKING:  # it loads torch
+    from diffsfsr.training.loop import Stats
 
 
 def run_training(
@@ -22,7 +25,7 @@ def run_training(
     registry: Registry,
     preset: Preset,
     inputs: Inputs,
-) -> tuple[RunDirectory, list[Stats]]:
+) -> "tuple[RunDirectory, list[Stats]]":
     """Train, or go on, or find it done: the run directory decides. One process at a time works on a run."""
     from diffsfsr.training import launch
 

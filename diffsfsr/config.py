@@ -240,6 +240,7 @@ PRESETS: dict[str, Preset] = {
         autoencoder=Autoencoder(kind="kl", channels=4, source="sd-1.4-vae"),
         dln=Dln(source="dln-facenet"),
         unet=Unet(source="sd-1.4-unet"),
+        training=Training(processes=8),
     ),
     "lab": _SMALL,
     "starter": replace(_SMALL, name="starter"),

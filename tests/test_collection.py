@@ -169,7 +169,8 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path, tom_hanks: Path)
     for i in range(40):
         shutil.copy(tom_hanks, tmp_path / f"{i:02d}.png")
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom diffsfsr.config import Data\nfrom diffsfsr.face.collection import align_rows, scan\n"
+        "import os, signal\nfrom pathlib import Path\nfrom diffsfsr.config import Data\n"
+        "from diffsfsr.face.collection import align_rows, scan\n"
         f"root = Path({str(tmp_path)!r})\n"
         "if __name__ == '__main__':\n"
         "    align_rows(scan(root), root, 'd', 64, Data(), 2, lambda done, _: done == 3 and os.kill(os.getpid(), signal.SIGKILL))\n"

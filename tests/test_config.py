@@ -28,7 +28,8 @@ def test_every_setting_survives_a_change() -> None:
         "trains": "dln", "crop": 256, "mask": "hull", "data.face": "largest", "autoencoder.kind": "kl", "conditioning.identity": ["other"],
         "unet.channels": [32, 64, 96, 128], "unet.heads": [1, 2, 3, 4], "objective.midpoint": "one-step", "objective.aux_fraction": 0.5,
         "training.precision": "fp32", "training.zero_stage": 3, "sampling.sampler": "unipc",
-        "schedule.zero_terminal_snr": True, "sampling.guidance": 1.0, "objective.p_self": 0.25, "training.ema": 0.5,
+        "schedule.prediction": "epsilon", "schedule.zero_terminal_snr": True, "conditioning.drop_all": 0.25, "sampling.guidance": 1.0,
+        "objective.p_self": 0.25, "training.ema": 0.5,
     }  # fmt: skip
     start = dataclasses.replace(PRESETS["paper"], schedule=dataclasses.replace(PRESETS["paper"].schedule, prediction="v_prediction"))
     flat = _flat(config.to_dict(start))

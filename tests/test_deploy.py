@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,15 @@ def test_compose_publishes_on_loopback_only_and_serves_its_workspace() -> None:
     assert ports and all(port.startswith("127.0.0.1:") for port in ports)  # neither page has a login
     workspace = yaml.safe_load((ROOT / "deploy" / "workspace.compose.yaml").read_text(encoding="utf-8"))
     assert workspace["load_from"][0]["grpc_server"]["host"] in compose["services"]
+
+
+def test_the_deepspeed_settings_shown_are_the_ones_used() -> None:
+    from diffsfsr.config import PRESETS
+    from diffsfsr.training.launch import deepspeed_config
+
+    shown = json.loads((ROOT / "deploy" / "deepspeed.json").read_text(encoding="utf-8"))
+    assert shown == {name: deepspeed_config(preset.training) for name, preset in PRESETS.items()}
+
+
+def test_the_instance_settings_stand_once() -> None:
+    assert (ROOT / "deploy" / "dagster.yaml").samefile(INSTANCE)

@@ -1,0 +1,322 @@
+"""The command line as a stranger meets it: help, one line for each mistake, answers and nothing else, and it is light."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = [
+    *["demo", "doctor", "faces", "embed", "emotions", "portrait", "request", "run", "weights", "bench", "forget", "verify", "up"],
+    *[f"request {verb}" for verb in ("add", "list", "show", "watch", "cancel", "retry")],
+    *[f"weights {verb}" for verb in ("list", "pull", "check")],
+]
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+def run(*words: str) -> Ran:
+    """The command in this process, with standard output and error as a shell would see them."""
+    out, err = io.StringIO(), io.StringIO()
+    with _captured(1, out), _captured(2, err), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(_Writer(2)):
+        sys.stdout = _Writer(1)
+        try:
+            code = cli.main(list(words))
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+class _Writer(io.TextIOBase):
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def write(self, text: str) -> int:
+        os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
+        return len(text)
+
+
+@contextlib.contextmanager
+def _captured(descriptor: int, into: io.StringIO) -> Iterator[None]:
+    """What anyone writes to a file descriptor, a library in C or a child process included."""
+    kept = os.dup(descriptor)
+    with open(os.devnull, "rb"), _temporary() as file:
+        os.dup2(file.fileno(), descriptor)
+        try:
+            yield
+        finally:
+            os.dup2(kept, descriptor)
+            os.close(kept)
+            file.seek(0)
+            into.write(file.read().decode("utf-8", "replace"))
+
+
+def _temporary() -> Any:
+    import tempfile
+
+    return tempfile.TemporaryFile()
+
+
+def process(*words: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "pipelines.cli", *words], cwd=ROOT, text=True, timeout=120, **kwargs)
+
+
+@pytest.fixture
+def there(tmp_path: Path, tom_hanks: Path, astronaut: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to stand in, with two portraits, a broken one and nothing else; no weights beyond those of packages."""
+    shutil.copy(tom_hanks, tmp_path / "hanks.png")
+    shutil.copy(astronaut, tmp_path / "scene.png")
+    (tmp_path / "broken.png").write_text("not a picture")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DIFFSFSR_WEIGHTS", raising=False)
+    monkeypatch.delenv("DIFFSFSR_DATA", raising=False)
+    return tmp_path
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_has_help(command: str) -> None:
+    ran = run(*command.split(), "--help")
+    assert (ran.code, ran.err) == (0, "") and ran.out.startswith(f"usage: {' '.join(['diffsfsr', *command.split()])} ")
+    assert len(ran.out.split("\n\n")[1]) > 15  # a sentence about it
+
+
+def test_help_names_every_command() -> None:
+    shown = run("--help").out
+    listed = [line.split()[0] for line in shown.splitlines() if line.startswith("    ") and not line.startswith("     ")]
+    assert {c for c in COMMANDS if " " not in c} == set(listed)
+
+
+# --- one line for each mistake ----------------------------------------------------------------------------------------
+
+PORTRAIT = "portrait --selfie hanks.png --emotion joy"
+MISTAKES = {
+    "": "required",
+    "fases": "fases",
+    "run": "required",
+    "run prepere": "prepere",
+    "request": "required",
+    "weights pull": "NAME",
+    "emotions hapiness": "did you mean happiness?",
+    "emotions happiness sadness": "sadness",
+    "run prepare --preset tin": "did you mean tiny?",
+    "run prepare --preset tiny": "--data",
+    "run prepare --preset tiny --data missing": "missing is not a folder",
+    "run prepare --preset tiny --data hanks.png": "hanks.png is not a folder",
+    "run prepare --preset tiny --data empty": "no photograph in",
+    "run prepare --preset tiny --data . --name a/b": "cannot name a data set",
+    "run train --preset tiny --data .": "--data goes with",
+    "run train --preset tiny --set training.step=3": "did you mean steps?",
+    "run train --preset tiny --set nonsense.x=3": "nonsense.x",
+    "run train --preset tiny --set training.steps": "is not KEY=VALUE",
+    "run train --preset tiny --set =3": "is not KEY=VALUE",
+    "run train --preset tiny --set training.steps=many": "training.steps='many' must be of type int",
+    "run train --preset tiny --set training.steps=-4": "not positive",
+    "run train --preset tiny --set sampling.sampler=magic": "magic",
+    "faces": "PATH",
+    "faces missing.png": "missing.png does not exist",
+    "faces empty": "no photograph",
+    "faces hanks.png --face left": "left",
+    "embed hanks.png --encoder dlip --out x.parquet": "did you mean dlib?",
+    "embed hanks.png --encoder dlib": "--out",
+    "embed hanks.png --encoder dlib --out nowhere/x.parquet": "nowhere/x.parquet",
+    "embed hanks.png --encoder dlib --out x.csv": ".parquet",
+    "embed missing.png --encoder dlib --out x.parquet": "missing.png",
+    f"{PORTRAIT}": "--scene",
+    f"{PORTRAIT} --scene scene.png --prompt beach": "either --scene FILE or --prompt",
+    f"{PORTRAIT} --prompt beach": "Stable Diffusion",
+    "request add --selfie hanks.png --emotion joy --prompt beach": "Stable Diffusion",
+    f"{PORTRAIT} --scene missing.png": "missing.png is not a file",
+    f"{PORTRAIT} --scene empty": "empty is not a file",
+    f"{PORTRAIT} --scene scene.png --steps -1": "steps -1",
+    f"{PORTRAIT} --scene scene.png --steps two": "two",
+    f"{PORTRAIT} --scene scene.png --seed -1": "seed -1",
+    f"{PORTRAIT} --scene scene.png --strength nan": "strength nan",
+    f"{PORTRAIT} --scene scene.png --strength 9": "strength 9",
+    f"{PORTRAIT} --scene scene.png --sampler ddmi": "did you mean ddim?",
+    f"{PORTRAIT} --scene scene.png --task some": "unknown task 'some'",
+    f"{PORTRAIT} --scene scene.png --face left": "left",
+    f"{PORTRAIT} --scene scene.png --out nowhere/x.png": "nowhere/x.png",
+    f"{PORTRAIT} --scene scene.png --out x.tif": ".png, .jpg or .webp",
+    "portrait --selfie missing.png --scene scene.png --emotion joy": "selfie missing.png is not a file",
+    "portrait --selfie hanks.png --scene scene.png --emotion hapiness": "did you mean happiness?",
+    "portrait --scene scene.png --emotion joy": "--selfie",
+    "portrait --selfie hanks.png --scene scene.png": "--emotion",
+    "request show 0123456789": "unknown",
+    "request show x": "not a request's id",
+    "request cancel 0123456789": "unknown",
+    "request list --state finished": "finished",
+    "forget": "exactly one",
+    "forget --person a --dataset b": "exactly one",
+    "forget --person nobody": "nobody",
+    "forget --dataset ../..": "cannot name a data set",
+    "verify scene.png": "no readable sidecar",
+    "verify missing.png": "missing.png is not a file",
+    "weights pull nonsense": "nonsense",
+    "bench nonsense": "nonsense",
+    "up --port 0": "port",
+    "demo --data missing": "missing",
+    "demo --preset dmo": "did you mean demo?",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_told_in_one_line(there: Path, command: str) -> None:
+    ran = run(*command.split())
+    assert ran.code == 2, ran
+    assert ran.out == "" and ran.err.count("\n") == 1 and ran.err.endswith("\n"), ran
+    assert ran.err.startswith("diffsfsr") and MISTAKES[command] in ran.err and "Traceback" not in ran.err, ran
+    assert not (there / "x.parquet").exists()
+
+
+NOT_READY = {
+    "run train --preset tiny": "run `diffsfsr run prepare --preset tiny --data DIR`",
+    "run evaluate --preset tiny": "run `diffsfsr run train --preset tiny`",
+    "run evaluate --preset tiny --model champion": "`diffsfsr run promote`",
+    "run promote --preset tiny": "run `diffsfsr run train --preset tiny`",
+    f"{PORTRAIT} --scene scene.png": "run `diffsfsr run train` and `diffsfsr run promote`",
+    "embed hanks.png --encoder dln --preset tiny --out x.parquet": "run `diffsfsr run train --preset tiny`",
+}
+
+
+@pytest.mark.parametrize("command", NOT_READY)
+def test_what_is_not_there_yet_is_told_with_the_command_that_makes_it(there: Path, command: str) -> None:
+    ran = run(*command.split())
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1), ran
+    assert NOT_READY[command] in ran.err and "Traceback" not in ran.err
+
+
+def test_a_fault_of_ours_is_one_line_too(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Any) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("pipelines.look.emotions", broken)
+    ran = run("emotions")
+    assert (ran.code, ran.out) == (1, "") and ran.err == "diffsfsr: ZeroDivisionError: two lines (DIFFSFSR_DEBUG=1 shows where)\n"
+    monkeypatch.setenv("DIFFSFSR_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        run("emotions")
+
+
+def test_a_name_that_a_terminal_would_obey_is_written_out(there: Path) -> None:
+    (there / "\x1b[2Jx.png").write_text("broken")
+    assert "\x1b" not in run("faces", ".").out
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", ["emotions", "emotions awe", "faces hanks.png broken.png", "weights list", "request list", "run train --dry-run --preset tiny"]
+)
+def test_json_is_one_value_and_nothing_else(there: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = cli._run
+
+    def talkative(args: Any) -> Any:
+        print("a library's chatter")
+        os.write(1, b"and a child's\n")
+        return original(args)
+
+    monkeypatch.setattr(cli, "_run", talkative)
+    ran = run(*command.split(), "--json")
+    assert ran.code == 0
+    json.loads(ran.out)
+    assert "chatter" in ran.err and "child" in ran.err
+
+
+def test_emotions(there: Path) -> None:
+    tree = json.loads(run("emotions", "--json").out)
+    words = [word for clusters in tree.values() for found in clusters.values() for word in found]
+    assert len(words) == 135 and all(word in run("emotions").out for word in words)
+    awe = json.loads(run("emotions", "awe", "--json").out)
+    assert awe["word"] == "awe" or awe["resolution"] is None
+    labels = Path(os.environ["DIFFSFSR_HOME"]) / "models" / "labels.json"
+    labels.parent.mkdir(parents=True)
+    labels.write_text('{"happiness": 3, "neutral": 2}')
+    assert json.loads(run("emotions", "delight", "--json").out)["resolution"] == {"how": "cluster", "labels": ["happiness"], "faces": 3}
+
+
+def test_embeddings_are_those_of_the_encoder(there: Path) -> None:
+    """Against dlib's own descriptor of the same picture, on its own chip of it."""
+    import dlib
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from diffsfsr import weights
+    from diffsfsr.face.images import read
+
+    ran = run("embed", "hanks.png", "scene.png", "broken.png", "--encoder", "dlib", "--out", "e.parquet", "--json")
+    answer = json.loads(ran.out)
+    assert answer["faces"] == 2 and [row["reason"] for row in answer["rejects"]] == ["unreadable"]
+    table = pq.read_table(there / "e.parquet")
+    assert table.column_names == ["path", "face_id", "embedding"] and table["path"].to_pylist() == ["hanks.png", "scene.png"]
+    image = read(there / "scene.png")
+    box = dlib.get_frontal_face_detector()(image, 1)[0]
+    shape = dlib.shape_predictor(str(weights.resolve("dlib-landmarks-68")))(image, box)
+    theirs = np.array(dlib.face_recognition_model_v1(str(weights.resolve("dlib-face"))).compute_face_descriptor(image, shape))
+    ours = np.array(table["embedding"].to_pylist())
+    assert np.linalg.norm(ours[1] - theirs) < 0.25 < 0.5 < np.linalg.norm(ours[0] - theirs)  # dlib calls 0.6 the same person
+
+
+def test_a_dry_run_shows_the_settings_and_makes_nothing(there: Path) -> None:
+    ran = run("run", "train", "--preset", "tiny", "--set", "training.steps=7", "--set", "training.lr=0.5", "--dry-run", "--json")
+    shown = json.loads(ran.out)
+    assert shown["job"] == "train" and shown["preset"]["training"]["steps"] == 7 and shown["preset"]["training"]["lr"] == 0.5
+    assert not Path(os.environ["DIFFSFSR_HOME"]).exists()
+
+
+def test_data_is_looked_for_in_the_folder_of_data(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFSFSR_DATA", str(there.parent))
+    monkeypatch.chdir(there / "empty")
+    ran = run("run", "prepare", "--preset", "tiny", "--data", there.name, "--dry-run", "--json")
+    assert json.loads(ran.out)["data"] == str(there)
+
+
+# --- it is light, and pipes may close ---------------------------------------------------------------------------------
+
+LIGHT = "import sys; from pipelines.cli import main\ntry:\n main({words})\nexcept SystemExit: pass\nprint(*sys.modules, file=sys.stderr)"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["emotions"], ["emotions", "joy", "--json"], ["run", "--help"], ["portrait", "--nonsense"]])
+def test_nothing_heavy_is_loaded_for_a_light_answer(words: list[str]) -> None:
+    ran = subprocess.run([sys.executable, "-c", LIGHT.format(words=words)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    loaded = {name.partition(".")[0] for name in ran.stderr.splitlines()[-1].split()}
+    assert "diffsfsr" in loaded or "pipelines" in loaded
+    assert not loaded & {"torch", "numpy", "pandas", "pyarrow", "dagster", "lancedb", "mlflow", "sqlalchemy", "PIL", "cv2", "dlib", "diffusers"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["emotions"], ["emotions", "--json"], ["weights", "list"]])
+def test_a_closed_pipe_is_no_fault(words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = process(*words, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert ran.stderr == ""
+
+
+def test_answers_are_utf8_in_any_locale(tmp_path: Path) -> None:
+    (tmp_path / "ünï.png").write_text("broken")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    ran = process("faces", str(tmp_path), "--json", env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    assert json.loads(ran.stdout)["rejects"][0]["path"].endswith("ünï.png")

@@ -1,0 +1,181 @@
+"""The state folder: names, shards, networks, and what forgetting leaves."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from assets.embeddings import catalogue_shard
+from assets.faces import align_shard, mask_shard
+from assets.images import take_stock
+from assets.stores.catalogue import Catalogue
+from assets.stores.workspace import Shard, Workspace, aligned, family, training_shards
+from diffsfsr import config, tables
+from diffsfsr.errors import InputError, NotReady
+
+TINY = config.override(config.preset("tiny"), {"data.max_outside": 1.0, "data.shard": 3})
+
+
+@pytest.mark.parametrize("name", ["lfw", "a-b.c_d", "Zoë", "data-0001", "x..y"])
+def test_a_shard_is_found_by_its_key(tmp_path: Path, name: str) -> None:
+    shard = Shard(name, 7)
+    assert Shard.of(shard.key) == shard
+    assert Workspace(tmp_path).file("sources", shard) == tmp_path / "data" / name / "sources" / "0007.parquet"
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "..", "a/b", "a b", "a|b", "new\nline", "a...b", "\0"])
+def test_a_bad_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="cannot name a data set"):
+        Workspace(tmp_path).dataset(name)
+
+
+@pytest.mark.parametrize("key", ["lfw", "lfw-1", "lfw-00001x", "-0001"])
+def test_what_is_no_shard_is_refused(key: str) -> None:
+    with pytest.raises(InputError, match="not a shard"):
+        Shard.of(key)
+
+
+def test_what_is_not_there_is_named_with_what_makes_it(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert workspace.datasets() == [] and workspace.shards() == []
+    with pytest.raises(NotReady, match="run prepare"):
+        workspace.folder_of("lfw")
+    with pytest.raises(NotReady, match="run prepare"):
+        workspace.table("aligned-64", [Shard("lfw", 0)])
+    with pytest.raises(NotReady, match="run prepare"):
+        workspace.table("aligned-64", [])
+    with pytest.raises(NotReady, match="preset tiny has no dln yet; run `diffsfsr run train --preset tiny`"):
+        workspace.need_network("dln", config.preset("dln-tiny"))
+
+
+def test_networks_belong_to_a_family(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    (tmp_path / "net").mkdir()
+    workspace.set_network("dln", config.preset("dln-tiny"), tmp_path / "net", "v1")
+    assert {family(config.preset(name)) for name in ("tiny", "ae-tiny", "dln-tiny")} == {"tiny"}
+    assert workspace.network("dln", config.preset("tiny")) == (tmp_path / "net", "v1")
+    assert workspace.network("dln", config.preset("lab")) is None and workspace.network("autoencoder", config.preset("tiny")) is None
+    (tmp_path / "net").rmdir()
+    assert workspace.network("dln", config.preset("tiny")) is None  # erased by hand: as if it had not been made
+
+
+def test_training_shards_are_told_apart_by_what_made_them() -> None:
+    names = {training_shards(TINY, *pair) for pair in (("a", "b"), ("b", "a"), ("a", "c"), ("c", "b"))}
+    assert len(names) == 4 and training_shards(TINY, "a", "b") in names
+
+
+# --- forgetting -------------------------------------------------------------------------------------------------------
+
+
+def prepared(home: Path, *folders: Path) -> Workspace:
+    """Folders taken in as data sets of their own names, aligned, masked and catalogued."""
+    workspace, catalogue = Workspace(home), Catalogue(home / "catalogue")
+    for folder in folders:
+        for shard in take_stock(workspace, folder.name, folder, TINY)[0]:
+            align_shard(workspace, shard, TINY)
+            mask_shard(workspace, shard, TINY)
+            faces = tables.read(workspace.file(aligned(TINY), shard), ["face_id"])["face_id"].to_pylist()
+            catalogue.put_embeddings("dlib_64", "v", faces or ["none"], np.ones((max(len(faces), 1), 128), np.float32))
+            catalogue_shard(workspace, catalogue, shard, TINY)
+    return workspace
+
+
+def people(workspace: Workspace) -> list[tuple[str, str]]:
+    """(data set, person) of every aligned face."""
+    return sorted((s.dataset, p) for s in workspace.shards() for p in tables.read(workspace.file(aligned(TINY), s))["person"].to_pylist())
+
+
+@pytest.fixture
+def two(tmp_path: Path, six_people: Path, tom_hanks: Path, astronaut: Path) -> Workspace:
+    """Two data sets with files of the same names: six people of one photograph beside a rejected one, and two portraits."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    shutil.copy(six_people, first / "1.png")
+    (first / "2.png").write_text("broken")
+    (first / "labels.csv").write_text("file,person,face\n" + "".join(f"1.png,person-{i},{i}\n" for i in range(6)) + "2.png,person-2,\n")
+    shutil.copy(tom_hanks, second / "1.png")
+    shutil.copy(astronaut, second / "2.png")
+    return prepared(tmp_path / "home", first, second)
+
+
+OTHERS = [("first", f"person-{i}") for i in (0, 1, 3, 4, 5)]
+SECOND = [("second", "1"), ("second", "2")]
+
+
+def mentions(home: Path, text: bytes) -> list[str]:
+    """Tables, whatever their compression, that hold a text."""
+    return [f.name for f in (home / "data").rglob("*.parquet") if text in repr(tables.read(f).to_pylist()).encode()]
+
+
+def test_a_person_is_forgotten_and_nobody_else(two: Workspace, tmp_path: Path) -> None:
+    assert people(two) == sorted([*OTHERS, ("first", "person-2"), *SECOND])
+    assert two.forget(person="person-2") == 2  # a face and a rejected photograph
+    assert people(two) == sorted([*OTHERS, *SECOND]) and mentions(two.home, b"person-2") == []
+    for shard in two.shards():
+        faces, masks = (tables.read(two.file(kind, shard), ["face_id"])["face_id"].to_pylist() for kind in (aligned(TINY), "masks-64"))
+        assert sorted(faces) == sorted(masks)
+        assert tables.read(two.file("catalogued-64", shard))["face_id"].to_pylist() == faces
+    assert two.forget(person="person-2") == 0 and two.forget(person="") == 0
+
+
+def test_the_forgotten_do_not_come_back_when_the_folder_is_prepared_again(two: Workspace, tmp_path: Path, tom_hanks: Path) -> None:
+    two.forget(person="person-2")
+    shutil.copy(tom_hanks, tmp_path / "first" / "new.png")
+    prepared(two.home, tmp_path / "first", tmp_path / "second")
+    assert people(two) == sorted([*OTHERS, ("first", "new"), *SECOND])
+    shutil.copytree(tmp_path / "first", tmp_path / "third")  # the same photographs elsewhere
+    prepared(two.home, tmp_path / "third")
+    assert ("third", "person-2") not in people(two) and ("third", "person-1") in people(two)
+
+
+def test_forgetting_looks_at_no_photograph_again(two: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two.forget(person="person-2")
+    counts = []
+    for name in ("first", "second"):
+        shards, changed = take_stock(two, name, tmp_path / name, TINY)
+        assert changed == []
+        counts += [align_shard(two, shard, TINY) for shard in shards]
+    assert sum(counts) == 0
+
+
+def test_a_face_is_forgotten_alone(two: Workspace) -> None:
+    table = two.table(aligned(TINY), two.shards("first"), ["face_id", "person"]).to_pylist()
+    face_id = next(row["face_id"] for row in table if row["person"] == "person-2")
+    assert two.forget(face_id=face_id) == 1
+    assert people(two) == sorted([*OTHERS, *SECOND]) and mentions(two.home, face_id.encode()) == []
+
+
+def test_a_data_set_is_forgotten_whole_and_may_come_back(two: Workspace, tmp_path: Path) -> None:
+    assert two.forget(dataset="first") == 7
+    assert people(two) == SECOND and two.datasets() == ["second"]
+    prepared(two.home, tmp_path / "first")
+    assert people(two) == sorted([*OTHERS, ("first", "person-2"), *SECOND])
+
+
+def test_the_catalogue_follows(two: Workspace, tmp_path: Path) -> None:
+    catalogue = Catalogue(two.home / "catalogue")
+
+    def catalogued() -> list[tuple[str, str]]:
+        return sorted(zip(*(catalogue.faces([c])[c].to_pylist() for c in ("dataset", "person")), strict=True))
+
+    assert catalogued() == people(two) and catalogue.duplicates() == 0
+    two.forget(person="person-2")
+    prepared(two.home, tmp_path / "first")  # without the catalogue's own forget, bringing it up to date drops the row too
+    assert catalogued() == people(two) == sorted([*OTHERS, *SECOND])
+    (tmp_path / "second" / "1.png").unlink()
+    prepared(two.home, tmp_path / "second")
+    assert catalogued() == people(two) == sorted([*OTHERS, ("second", "2")])
+
+
+def test_a_table_keeps_its_columns_without_rows(tmp_path: Path) -> None:
+    file = tmp_path / "t.parquet"
+    tables.write(file, pa.table({"face_id": ["a"], "x": [1.0]}), "m")
+    from assets.stores.workspace import _drop
+
+    _drop(file, {"a"}, set())
+    assert tables.read(file).num_rows == 0 and tables.read(file).column_names == ["face_id", "x"] and tables.mark_of(file) != "m"
