@@ -1,7 +1,10 @@
 """From queued requests to portraits."""
 
 import dataclasses
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,7 @@ from diffsfsr.emotions import choose_reference, resolve
 from diffsfsr.errors import InputError, NotReady
 from diffsfsr.portrait.order import Order
 
-_LEASE_SECONDS = 300.0
-
+_LEASE_SECONDS = 120.0  # after which the requests of a holder that died are taken again
 
 BATCH = 8
 
@@ -71,11 +73,32 @@ def portraits(
     if not queue.open.waiting(1):
         return dg.MaterializeResult(metadata=outcomes)
     serving = Serving.champion(registry.open, catalogue.open, workspace.open.home / "portraits")
-    for request in queue.open.lease(config.size, owner=context.run_id, seconds=_LEASE_SECONDS):
-        outcome, image = _serve(request, serving, queue.open, context)
-        outcomes[outcome] += 1
-        shown += [image] if image is not None else []
+    batch = queue.open.lease(config.size, owner=context.run_id, seconds=_LEASE_SECONDS)
+    with _holding(batch, queue.open, context.run_id):
+        for request in batch:
+            outcome, image = _serve(request, serving, queue.open, context)
+            outcomes[outcome] += 1
+            shown += [image] if image is not None else []
     return dg.MaterializeResult(metadata={**outcomes, **({"portraits": picture(_sheet(shown))} if shown else {})})
+
+
+@contextmanager
+def _holding(batch: list[Request], queue: Queue, owner: str) -> Iterator[None]:
+    """Renews the leases of a batch for as long as this process lives and works on it, however slow the model is."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(_LEASE_SECONDS / 4):
+            for request in batch:
+                queue.renew(request.id, owner, _LEASE_SECONDS)  # not those that have ended
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _serve(request: Request, serving: Serving, queue: Queue, context: dg.AssetExecutionContext) -> tuple[str, np.ndarray | None]:

@@ -185,7 +185,7 @@ def _request(words: Any) -> None:
     listed.add_argument("--state", help="queued, leased, done, failed or cancelled")
     listed.add_argument("--limit", type=int, default=50)
     for name, about in (
-        ("show", "one request"),
+        ("show", "everything about one request"),
         ("watch", "wait until a request has ended"),
         ("cancel", "cancel a request that has not ended"),
         ("retry", "queue a failed or cancelled request again"),

@@ -30,6 +30,9 @@ class Operator:
     preset_name: str
     changes: dict[str, str]
 
+    def __post_init__(self) -> None:
+        _ = self.preset  # a setting that is wrong is refused before anything runs
+
     @cached_property
     def workspace(self) -> Workspace:
         return Workspace(self.environment.home)
@@ -136,16 +139,12 @@ class Operator:
 
     def promote(self) -> dict[str, Any]:
         """Register the newest model and, where it is not worse than the champion, make it champion."""
-        from dagster import AssetKey
-
         result = self.run("promote", fail=False)
-        checks = result.get_asset_check_evaluations()
+        checks = [c for c in result.get_asset_check_evaluations() if c.check_name == "not_worse_than_champion"]
         if not checks:
-            raise _failure(result)
+            raise _failure_of(result)
         version = self._registry().resolve("challenger").version
-        promoted = bool(result.asset_materializations_for_node("champion")) if result.success else False
-        comparison = next((str(c.metadata["comparison"].value) for c in checks if c.asset_key == AssetKey("registered_model")), "")
-        return {"version": version, "promoted": promoted, "comparison": comparison}
+        return {"version": version, "promoted": result.success, "comparison": str(checks[0].metadata["comparison"].value)}
 
     def generate(self) -> dict[str, Any]:
         """Make portraits until no request is waiting; returns how many ended how."""
@@ -244,6 +243,14 @@ def _failure(result: Any) -> Exception:
                 return kind(error.message.partition(": ")[2].strip())
             error = error.cause
     return RuntimeError(f"the run {result.run_id} failed; see it in the UI or with DIFFSFSR_DEBUG=1")
+
+
+def _failure_of(result: Any) -> Exception:
+    """What made a run fail, as the error it was."""
+    failed = next(event for event in result.all_events if event.is_step_failure)
+    error = failed.step_failure_data.error.cause or failed.step_failure_data.error
+    kind = {"InputError": InputError, "NotReady": NotReady}.get(error.cls_name, RuntimeError)
+    return kind(error.message.strip().partition(": ")[2] or error.message.strip())
 
 
 def _end_orphans(instance: Any) -> None:

@@ -228,7 +228,7 @@ def test_a_name_that_a_terminal_would_obey_is_written_out(there: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["emotions", "emotions awe", "faces hanks.png broken.png", "weights list", "request list", "run train --dry-run --preset tiny"]
+    "command", ["emotions", "emotions joy", "faces hanks.png broken.png", "weights list", "request list", "run train --dry-run --preset tiny"]
 )
 def test_json_is_one_value_and_nothing_else(there: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = cli._run
@@ -249,8 +249,7 @@ def test_emotions(there: Path) -> None:
     tree = json.loads(run("emotions", "--json").out)
     words = [word for clusters in tree.values() for found in clusters.values() for word in found]
     assert len(words) == 135 and all(word in run("emotions").out for word in words)
-    awe = json.loads(run("emotions", "awe", "--json").out)
-    assert awe["word"] == "awe" or awe["resolution"] is None
+    assert json.loads(run("emotions", " Joy", "--json").out) == {"word": "joy", "secondary": "Cheerfulness", "primary": "Joy", "resolution": None}
     labels = Path(os.environ["DIFFSFSR_HOME"]) / "models" / "labels.json"
     labels.parent.mkdir(parents=True)
     labels.write_text('{"happiness": 3, "neutral": 2}')
@@ -315,8 +314,9 @@ def test_a_closed_pipe_is_no_fault(words: list[str]) -> None:
     assert ran.stderr == ""
 
 
-def test_answers_are_utf8_in_any_locale(tmp_path: Path) -> None:
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_answers_are_utf8_in_any_locale(tmp_path: Path, locale: str) -> None:
     (tmp_path / "ünï.png").write_text("broken")
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    environment = {**os.environ, "LC_ALL": locale, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     ran = process("faces", str(tmp_path), "--json", env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
     assert json.loads(ran.stdout)["rejects"][0]["path"].endswith("ünï.png")

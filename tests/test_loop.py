@@ -27,6 +27,7 @@ class PlainEngine:
 
     def __init__(self, network: nn.Module, t: Training) -> None:
         self.network, self.t, self.micro = network, t, 0
+        self.rates: list[float] = []
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=t.lr, weight_decay=t.weight_decay)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -40,6 +41,7 @@ class PlainEngine:
         if self.micro % self.t.accumulation:
             return None
         self.optimizer.param_groups[0]["lr"] = lr
+        self.rates.append(lr)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.t.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -70,6 +72,7 @@ class Toy:
         torch.manual_seed(3)
         self.batch, self.network = batch, nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2))
         self.x = torch.randn(29, 4)
+        self.seeds: list[int] = []
         self.spoil = lambda at, loss: loss
 
     def draw(self, at: Position) -> Batch:
@@ -77,6 +80,7 @@ class Toy:
         return {"x": self.x[at.items(self.batch, len(self.x))]}
 
     def losses(self, network: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        self.seeds.append(generator.initial_seed())
         x = batch["x"] + 0.01 * torch.randn(batch["x"].shape, generator=generator)
         target = torch.stack([batch["x"].sum(1), torch.ones(len(x))], 1)
         each = (network(x) - target).square().mean(1)
@@ -177,6 +181,18 @@ def test_it_learns_and_the_average_is_what_is_saved(tmp_path: Path) -> None:
     assert same(weights(plain), last)
 
 
+def test_every_step_has_its_rate_and_every_micro_batch_its_noise(tmp_path: Path) -> None:
+    chosen, toy = preset(), Toy(4)
+    engine, run = PlainEngine(toy.network, chosen.training), RunDirectory(tmp_path)
+    train(engine, toy, chosen, run, lambda line: None)
+    assert engine.rates == [learning_rate(step, chosen.training) for step in range(20)]
+    assert [line["lr"] for line in run.stats()] == [engine.rates[line["step"] - 1] for line in run.stats()]
+    places = [Position(step, micro, rank, 2, 2, seed) for step in range(20) for micro in range(2) for rank in range(2) for seed in range(2)]
+    seeds = {at: at.generator().initial_seed() for at in places}
+    assert len(set(seeds.values())) == len(places)
+    assert toy.seeds == [seeds[at] for at in places if (at.rank, at.seed) == (0, 0)]
+
+
 def test_accumulation_splits_the_batch(tmp_path: Path) -> None:
     """Without noise of their own, two halves are one batch."""
     runs = []
@@ -265,7 +281,7 @@ def test_a_crash_inside_a_checkpoint_leaves_the_one_before(tmp_path: Path) -> No
 
 
 def test_killed_after_the_last_checkpoint_but_before_the_model(tmp_path: Path) -> None:
-    whole, _, _ = learn(tmp_path / "whole", preset())
+    whole, _, _ = learn(tmp_path / "whole", preset(checkpoint_every=6))
     toy = Toy(4)
 
     def killed(folder: Path) -> None:
@@ -273,9 +289,9 @@ def test_killed_after_the_last_checkpoint_but_before_the_model(tmp_path: Path) -
 
     toy.save = killed  # type: ignore[method-assign]
     with pytest.raises(Killed):
-        learn(tmp_path / "run", preset(), toy)
+        learn(tmp_path / "run", preset(checkpoint_every=6), toy)
     assert not RunDirectory(tmp_path / "run").done
-    run, _, reported = learn(tmp_path / "run", preset())
+    run, _, reported = learn(tmp_path / "run", preset(checkpoint_every=6))
     assert reported == [] and lines(run) == lines(whole) and same(weights(run), weights(whole))
 
 

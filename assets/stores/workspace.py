@@ -158,7 +158,8 @@ class Workspace:
     def need_network(self, kind: str, preset: Preset) -> tuple[Path, str]:
         found = self.network(kind, preset)
         if found is None:
-            raise NotReady(f"preset {family(preset)} has no {kind} yet; run `diffsfsr run train --preset {family(preset)}`")
+            what = {"diffusion": "trained model"}.get(kind, kind)
+            raise NotReady(f"preset {family(preset)} has no {what} yet; run `diffsfsr run train --preset {family(preset)}`")
         return found
 
 

@@ -138,14 +138,15 @@ def _add(lines: list[dict[str, str]], line: dict[str, str], where: str) -> None:
 
 def _spelled(name: str) -> str:
     """A file's name as text: bytes that are not UTF-8 are written out as \\udcXX, which `located` undoes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    return os.fsencode(name).decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace").decode()
 
 
 def located(root: Path, name: str) -> Path:
     """The file that a row's `path` names."""
-    path = root / name
+    path = root / os.fsdecode(name.encode())
     if "\\udc" in name and not path.exists():
-        return root / re.sub(r"\\(udc[0-9a-f]{2})", lambda found: chr(int(found[1][1:], 16)), name)
+        raw = re.sub(rb"\\udc([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), name.encode())
+        return root / os.fsdecode(raw)
     return path
 
 

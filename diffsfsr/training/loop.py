@@ -120,7 +120,7 @@ def train(
             run.append_stats(line)
             report(line)
         stopping = engine.any(stop())
-        if step % t.checkpoint_every == 0 or stopping:
+        if step % t.checkpoint_every == 0 or step == t.steps or stopping:
             _save(engine, ema, meter, run, step, t.keep_checkpoints)
         if stopping and step < t.steps:
             raise Stopped(f"stopped at step {step} of {t.steps}; the same command goes on from there")

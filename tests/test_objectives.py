@@ -1,0 +1,406 @@
+"""What each network is trained to do: where its losses count, what they send back, and that it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import synthetic
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffsfsr import config
+from diffsfsr.config import Preset
+from diffsfsr.errors import NotReady
+from diffsfsr.model.diffusion import NoiseSchedule, add_noise, posterior_jump
+from diffsfsr.training.data import Batch, Position
+from diffsfsr.training.objectives import AutoencoderObjective, DiffusionObjective, ExpressionObjective
+from diffsfsr.training.run import Inputs
+
+STILL = {"conditioning.slot_dropout": 0.0, "conditioning.drop_all": 0.0, "sampling.guidance": 1.0}  # nothing dropped
+ROWS = 9
+ABSENT = 4  # this row has no identity
+
+
+def preset(changes: dict[str, Any] | None = None) -> Preset:
+    return synthetic.small({"training.batch": 6, "objective.aux_fraction": 0.5} | (changes or {}))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, astronaut: Path) -> Inputs:
+    landmarks = synthetic.faces(astronaut, preset().crop)[0].crop_landmarks
+    rows = synthetic.training_rows(preset(), ROWS, landmarks, people=3)
+    rows[ABSENT]["id_dlib"] = None
+    return synthetic.diffusion_inputs(tmp_path_factory.mktemp("inputs"), preset(), rows)
+
+
+@pytest.fixture
+def build(inputs: Inputs) -> Callable[..., DiffusionObjective]:
+    def build_one(**changes: Any) -> DiffusionObjective:
+        torch.manual_seed(0)
+        return DiffusionObjective(preset({name.replace("__", "."): value for name, value in changes.items()}), inputs)
+
+    return build_one
+
+
+def at(step: int = 0) -> Position:
+    return Position(step, 0, 0, 1, 1, 0)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def clone(batch: Batch) -> Batch:
+    return {name: value.clone() for name, value in batch.items()}
+
+
+class Watch:
+    """A network that notes what it is called with and answers with another's output, or with zeros."""
+
+    def __init__(self, network: Any = None) -> None:
+        self.network, self.calls = network, list[dict[str, Any]]()
+
+    def __call__(self, z_t: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        self.calls.append({"z_t": z_t, "t": t, **conditions})
+        return torch.zeros_like(z_t) if self.network is None else self.network(z_t, t, **conditions)
+
+
+# --- L_DM -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+def test_the_face_of_a_cross_triplet_is_no_target(build: Callable[..., DiffusionObjective], prediction: str) -> None:
+    """The network's answer held still, only the target changes with the latent; for eps it is the noise that is the target."""
+    objective = build(objective__lambda_id=0.0, objective__lambda_exp=0.0, schedule__prediction=prediction, schedule__zero_terminal_snr=False)
+    batch = objective.draw(at())
+    batch["cross"] = torch.tensor([0.0, 1.0] * 3)
+
+    class Noise(Watch):
+        def __call__(self, z_t: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+            return self.offset if self.calls.append({}) is None else z_t
+
+    def loss(changed: Tensor | None) -> Tensor:
+        given = clone(batch)
+        network = Noise()
+        network.offset = torch.zeros_like(batch["latent"])
+        if changed is not None and prediction == "v_prediction":
+            given["latent"] += changed
+        elif changed is not None:
+            network.offset = network.offset + changed
+        return objective.losses(network, given, generator())["loss_dm"]
+
+    inside, outside = batch["mask"].expand_as(batch["latent"]) * 3, (1 - batch["mask"]).expand_as(batch["latent"]) * 3
+    still, face, background = loss(None), loss(inside), loss(outside)
+    cross = batch["cross"] == 1
+    assert torch.equal(face[cross], still[cross]) and bool((face[~cross] != still[~cross]).all())
+    assert bool((background != still).all())
+
+
+def test_l_dm_is_the_weighted_square_by_hand(build: Callable[..., DiffusionObjective]) -> None:
+    """Eq. 1 and v written out in numpy float64, at the t and eps that the generator gives."""
+    objective = build(objective__lambda_id=0.0, objective__lambda_exp=0.0)
+    batch = objective.draw(at())
+    batch["cross"] = torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
+    watch = Watch()
+    terms = objective.losses(watch, batch, generator(4))
+    g = generator(4)
+    t = torch.randint(1, 1001, (6,), generator=g)
+    eps = torch.randn(batch["latent"].shape, generator=g).double().numpy()
+    root = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    alpha = np.sqrt(np.cumprod(1 - root))
+    alpha = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2  # zero terminal SNR
+    a = alpha[t.numpy() - 1].reshape(-1, 1, 1, 1)
+    z_0, mask = batch["latent"].double().numpy(), batch["mask"].double().numpy()
+    weight = np.where(batch["cross"].numpy().reshape(-1, 1, 1, 1) == 1, 1 - mask, 1.0)
+    v = np.sqrt(a) * eps - np.sqrt(1 - a) * z_0
+    expected = ((v**2).mean(1, keepdims=True) * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+    np.testing.assert_allclose(terms["loss_dm"].numpy(), expected, rtol=1e-5)
+    assert torch.equal(terms["loss"], terms["loss_dm"]) and set(terms) == {"loss", "loss_dm"}
+    (call,) = watch.calls
+    np.testing.assert_allclose(call["z_t"].numpy(), np.sqrt(a) * z_0 + np.sqrt(1 - a) * eps, atol=1e-5)
+    assert torch.equal(call["t"], t)
+    assert torch.equal(call["condition"], torch.cat([batch["masked"], batch["mask"]], 1))
+
+
+# --- L_id and L_exp ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("midpoint", "calls"), [("improved", 2), ("original", 2), ("one-step", 1)])
+def test_the_network_is_called_no_more_than_it_must(build: Callable[..., DiffusionObjective], midpoint: str, calls: int) -> None:
+    objective = build(objective__midpoint=midpoint, objective__aux_max_t=600, **{k.replace(".", "__"): v for k, v in STILL.items()})
+    watch, batch = Watch(objective.network), objective.draw(at())
+    objective.losses(watch, batch, generator(1))
+    assert len(watch.calls) == calls and len(watch.calls[0]["t"]) == 6
+    if calls == 2:
+        first, second = watch.calls
+        carriers = torch.nonzero(first["t"] <= 600).flatten()[:3]
+        assert 0 < len(carriers) <= 3 and torch.equal(second["t"], first["t"][carriers] // 2)
+        for name in ("condition", "expression", "present"):
+            assert torch.equal(second[name], first[name][carriers])
+        assert torch.equal(second["identity"]["dlib"], first["identity"]["dlib"][carriers])
+
+
+def test_the_midpoint_is_section_3_3s(build: Callable[..., DiffusionObjective]) -> None:
+    """Without noise the second call stands at the mean of the posterior at floor(t / 2), from the first call's estimate."""
+    objective = build(objective__midpoint_noise=False, **{k.replace(".", "__"): v for k, v in STILL.items()})
+    watch, batch = Watch(objective.network), objective.draw(at())
+    with torch.no_grad():
+        objective.losses(watch, batch, generator(1))
+        first, second = watch.calls
+        n = len(second["t"])
+        carriers = torch.nonzero(first["t"] <= preset().objective.aux_max_t).flatten()[:n]
+        schedule = NoiseSchedule.from_config(preset().schedule)
+        v = objective.network(first["z_t"], first["t"], **{k: first[k] for k in ("condition", "identity", "expression", "present")})[carriers]
+        z_t, t = first["z_t"][carriers], first["t"][carriers]
+        a = schedule.at(t)
+        mean, _ = posterior_jump(a.sqrt().float() * z_t - (1 - a).sqrt().float() * v, z_t, t, t // 2, schedule)
+    torch.testing.assert_close(second["z_t"], mean, rtol=1e-4, atol=1e-5)
+
+
+def test_where_no_item_can_carry_the_network_is_called_as_often_for_nothing(build: Callable[..., DiffusionObjective]) -> None:
+    objective = build(objective__aux_max_t=1)
+    watch, batch = Watch(objective.network), objective.draw(at())
+    terms = objective.losses(watch, batch, generator())
+    assert [len(call["t"]) for call in watch.calls] == [6, 1] and bool((watch.calls[0]["t"] > 1).all())
+    assert torch.equal(terms["loss"], terms["loss_dm"]) and len(terms["loss_id"]) == len(terms["loss_exp"]) == 0
+
+
+def test_the_terms_are_the_experts_own_words(build: Callable[..., DiffusionObjective]) -> None:
+    """L_id and L_exp against the experts called by hand on the decoded estimate; an absent identity is not asked for."""
+    changes = {"objective__midpoint": "one-step", "objective__aux_fraction": 1.0, "objective__aux_max_t": 999}
+    objective = build(**changes, **{k.replace(".", "__"): v for k, v in STILL.items()})
+    batch = next(b for b in map(objective.draw, map(at, range(50))) if not b["present"].all() and b["present"].any())
+    with torch.no_grad():
+        watch = Watch(objective.network)
+        terms = objective.losses(watch, batch, generator(2))
+        call = watch.calls[0]
+        output = objective.network(**{**call, "z_t": call["z_t"]})
+        a = objective.network.schedule.at(call["t"]).float()
+        face = objective.autoencoder.decode(a.sqrt() * call["z_t"] - (1 - a).sqrt() * output)
+        who, how = objective.identity["dlib"](face, batch["landmarks"]), objective.dln(face, batch["landmarks"])
+    there, mean = batch["present"][:, 0], objective.data.means()["dlib"]
+    cosine = F.cosine_similarity(who[there] - mean, batch["id_dlib"][there] - mean)
+    torch.testing.assert_close(terms["loss_id"], 1 - cosine, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(terms["loss_exp"], (how - batch["expression"]).square().mean(1), rtol=1e-4, atol=1e-5)
+    o = preset().objective
+    expected = terms["loss_dm"] + o.lambda_id * (1 - cosine).mean() + o.lambda_exp * terms["loss_exp"].mean()
+    torch.testing.assert_close(terms["loss"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["loss_id", "loss_exp"])
+def test_gradients_reach_the_unet_and_are_right(build: Callable[..., DiffusionObjective], name: str) -> None:
+    """Against the finite difference along the gradient itself, through midpoint, decoder and expert; the experts stay frozen."""
+    objective = build(objective__aux_fraction=1.0, **{k.replace(".", "__"): v for k, v in STILL.items()})
+    batch, network = objective.draw(at()), objective.network
+
+    def loss() -> Tensor:
+        return objective.losses(network, batch, generator(1))[name].mean()
+
+    loss().backward()
+    gradient = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+    reached = {n for n, g in gradient.items() if float(g.abs().max()) > 0}
+    assert {"unet.conv_in.weight", "unet.conv_out.weight", "unet.mid_block.resnets.0.conv1.weight"} <= reached
+    assert any(n.startswith("tokens.mlps.dlib") for n in reached) and any(n.startswith("tokens.mlps.expression") for n in reached)
+    for frozen in (objective.autoencoder, objective.dln, *objective.identity.values()):
+        assert not frozen.training and all(not p.requires_grad and p.grad is None for p in frozen.parameters())
+    length = float(torch.sqrt(sum(g.square().sum() for g in gradient.values())))
+    step = 2e-2 / length
+
+    def moved(by: float) -> float:
+        with torch.no_grad():
+            for n, p in network.named_parameters():
+                if n in gradient:
+                    p.add_(by * gradient[n])
+            value = float(loss())
+            for n, p in network.named_parameters():
+                if n in gradient:
+                    p.sub_(by * gradient[n])
+        return value
+
+    slope = (moved(step) - moved(-step)) / (2 * step)
+    assert slope == pytest.approx(length**2, rel=0.05)
+
+
+def test_bf16_is_near_fp32_and_learns(build: Callable[..., DiffusionObjective]) -> None:
+    objective = build(objective__aux_fraction=1.0)
+    batch, seen = objective.draw(at()), []
+    hook = objective.network.unet.conv_in.register_forward_hook(lambda module, given, made: seen.append(made.dtype))
+    full = objective.losses(objective.network, batch, generator(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = objective.losses(objective.network, batch, generator(1))
+    hook.remove()
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
+    for name, value in full.items():
+        assert half[name].dtype == torch.float32
+        torch.testing.assert_close(half[name], value, rtol=0.05, atol=0.05)
+    half["loss"].mean().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in objective.network.parameters() if p.grad is not None)
+
+
+# --- conditions -------------------------------------------------------------------------------------------------------
+
+
+def test_an_absent_slot_holds_its_null_token(build: Callable[..., DiffusionObjective]) -> None:
+    objective = build(objective__lambda_id=0.0, objective__lambda_exp=0.0, **{k.replace(".", "__"): v for k, v in STILL.items()})
+    batch, made = objective.draw(at()), []
+    batch["present"] = torch.tensor([[True], [False]] * 3)
+    network = objective.network
+    hook = network.tokens.register_forward_hook(lambda module, given, tokens: made.append(tokens))
+    before = objective.losses(network, batch, generator())["loss_dm"]
+    changed = clone(batch)
+    changed["id_dlib"] = torch.randn(6, 128)
+    after = objective.losses(network, changed, generator())["loss_dm"]
+    hook.remove()
+    there = batch["present"][:, 0]
+    null = network.tokens.null[0].expand(3, -1)
+    assert torch.equal(made[0][~there, 0], null) and not torch.equal(made[0][there, 0], null)
+    assert not torch.isclose(made[0][:, 1], network.tokens.null[1]).all(1).any()
+    assert torch.equal(before[~there], after[~there]) and bool((before[there] != after[there]).all())
+
+
+def test_slots_are_dropped_as_often_as_the_preset_says(build: Callable[..., DiffusionObjective]) -> None:
+    changes = {"conditioning__slot_dropout": 0.3, "conditioning__drop_all": 0.2, "objective__lambda_id": 0.0, "objective__lambda_exp": 0.0}
+    objective, watch = build(**changes), Watch()
+    batch = objective.draw(at())
+    batch["present"] = torch.tensor([[True]] * 5 + [[False]])
+    for seed in range(400):
+        objective.losses(watch, batch, generator(seed))
+    present = torch.stack([call["present"] for call in watch.calls]).double()
+    identity, expression = present[:, :5, 0], present[:, :, 1]
+    for share, expected in [(identity, 0.7 * 0.8), (expression, 0.8)]:
+        assert abs(float(share.mean()) - expected) < 5 * (expected * (1 - expected) / share.numel()) ** 0.5
+    assert not present[:, 5, 0].any()
+    assert not (identity.bool() & ~expression[:, :5].bool()).any()  # the expression goes only when all go
+    assert batch["present"][:5].all()  # the batch itself is left as it was
+
+
+# --- they learn -------------------------------------------------------------------------------------------------------
+
+
+def learn(objective: Any, steps: int, lr: float, start: int = 0) -> list[dict[str, float]]:
+    trainable = [p for p in objective.network.parameters() if p.requires_grad]
+    optimizer, history = torch.optim.Adam(trainable, lr=lr), []
+    for step in range(start, start + steps):
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, 2 * (start + steps - step) / steps)
+        terms = objective.losses(objective.network, objective.draw(at(step)), at(step).generator())
+        optimizer.zero_grad()
+        terms["loss"].mean().backward()
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        history.append({name: float(value.detach().mean()) for name, value in terms.items() if value.numel()})
+    return history
+
+
+def test_it_overfits_four_triplets(tmp_path: Path, inputs: Inputs, astronaut: Path) -> None:
+    """Noise and t are drawn anew at every step; what can be learned by heart is the four latents."""
+    row = preset({"training.batch": 4, "objective.lambda_id": 0.0, "objective.lambda_exp": 0.0, "objective.p_self": 1.0} | STILL)
+    rows = synthetic.training_rows(row, 4, synthetic.faces(astronaut, row.crop)[0].crop_landmarks)
+    shard = synthetic.training_shard(tmp_path / "four.parquet", row, rows)
+    torch.manual_seed(0)
+    objective = DiffusionObjective(row, Inputs((str(shard),), "four", inputs.autoencoder, inputs.dln))
+    history = [line["loss"] for line in learn(objective, 400, 4e-3)]
+    print(history[::20], np.mean(history[-20:]))
+    assert np.mean(history[-20:]) < np.mean(history[:5]) / 10
+
+
+def test_a_finished_model_is_a_pipeline_with_its_dln(build: Callable[..., DiffusionObjective], tmp_path: Path) -> None:
+    from diffsfsr.encoders.dln import Dln
+    from diffsfsr.model.unet import DiffSFSR
+
+    objective = build()
+    objective.save(tmp_path)
+    again = DiffSFSR.from_folder(tmp_path)
+    state = objective.network.state_dict()
+    assert again.state_dict().keys() == state.keys() and all(torch.equal(v, state[k]) for k, v in again.state_dict().items())
+    torch.testing.assert_close(again.tokens.means()["dlib"], objective.data.means()["dlib"])
+    assert Dln.load(tmp_path / "dln").version == objective.dln.version
+    import json
+
+    assert config.from_dict(json.loads((tmp_path / "preset.json").read_text())) == objective.preset
+    z_t, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
+    eps = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(add_noise(z_t, eps, t, again.schedule), add_noise(z_t, eps, t, objective.network.schedule))
+
+
+def test_missing_networks_say_what_to_do(inputs: Inputs) -> None:
+    with pytest.raises(NotReady, match=r"the autoencoder of preset tiny is missing at \(nowhere\); run `diffsfsr run train` again"):
+        DiffusionObjective(preset(), Inputs(inputs.shards, "x"))
+    with pytest.raises(NotReady, match="the dln of preset tiny is missing at /no/where"):
+        DiffusionObjective(preset(), Inputs(inputs.shards, "x", inputs.autoencoder, "/no/where"))
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory: pytest.TempPathFactory, six_people: Path) -> Inputs:
+    aligned = synthetic.faces(six_people, preset().crop)
+    path = tmp_path_factory.mktemp("crops") / "faces.parquet"
+    synthetic.face_shard(path, aligned, preset().crop, ["joy", "anger"] * 3)
+    return Inputs((str(path),), "six")
+
+
+def test_the_autoencoder_learns(crops: Inputs, tmp_path: Path) -> None:
+    from diffsfsr.model.autoencoder import LatentAutoencoder
+
+    torch.manual_seed(0)
+    row = config.override(config.preset("ae-tiny"), {"training.batch": 6})
+    objective = AutoencoderObjective(row, crops)
+    history = learn(objective, 60, 2e-3)
+    print([round(line["psnr"], 1) for line in history[::6]])
+    assert np.mean([line["psnr"] for line in history[-5:]]) > history[0]["psnr"] + 6
+    with torch.no_grad():  # psnr by its definition, on the 0..255 scale
+        images = objective.crops.batch(np.arange(6))["images"]
+        terms = objective.losses(objective.network, {"images": images}, generator())
+        error = 127.5 * (objective.network(images) - images).double().numpy()
+    np.testing.assert_allclose(terms["psnr"], [10 * np.log10(255**2 / (e**2).mean()) for e in error], rtol=1e-4)
+    right, below = np.abs(np.diff(error, axis=-1)), np.abs(np.diff(error, axis=-2))
+    expected = [(np.abs(e).mean() + r.mean() + b.mean()) / 127.5 for e, r, b in zip(error, right, below, strict=True)]
+    np.testing.assert_allclose(terms["loss"], expected, rtol=1e-4)
+    objective.save(tmp_path)
+    latents = LatentAutoencoder.from_pretrained(tmp_path).encode(images).detach()
+    assert latents.mean((0, 2, 3)).abs().max() < 1e-3 and (latents.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-3
+
+
+def test_the_autoencoder_sees_mirrored_and_masked_faces(crops: Inputs) -> None:
+    from diffsfsr.face.masks import hull_mask
+    from diffsfsr.model.autoencoder import MASK_FILL
+
+    objective = AutoencoderObjective(config.override(config.preset("ae-tiny"), {"training.batch": 6}), crops)
+    whole = objective.crops.batch(np.arange(6))
+    masks = torch.from_numpy(np.stack([hull_mask(points.numpy(), 64) for points in whole["landmarks"]]))[:, None].bool()
+    forms = [whole["images"], torch.where(masks, MASK_FILL, whole["images"])]
+    forms += [form.flip(-1) for form in forms]
+    counts = np.zeros(4)
+    for step in range(60):
+        batch = objective.draw(at(step))["images"]
+        for image, i in zip(batch, at(step).items(6, 6), strict=True):
+            matches = [bool(torch.equal(image, form[i])) for form in forms]
+            assert sum(matches) == 1
+            counts += matches
+    share = counts / counts.sum()
+    assert np.abs(share - [0.35, 0.15, 0.35, 0.15]).max() < 5 * (0.25 / 360) ** 0.5
+
+
+def test_the_dln_learns_and_its_file_loads(crops: Inputs, tmp_path: Path) -> None:
+    from diffsfsr.encoders.dln import Dln
+
+    row = config.override(config.preset("dln-tiny"), {"training.batch": 4, "training.steps": 8})
+    objective = ExpressionObjective(row, crops)
+    batch = objective.draw(at())
+    assert batch["images"].shape == (12, 3, 64, 64) and batch["margin"].tolist() == pytest.approx([row.dln.margin] * 4)
+    rows = objective.triplets[at().items(4, len(objective.triplets))].T.reshape(-1)  # anchors, positives, negatives
+    assert torch.equal(batch["images"], objective.crops.batch(rows)["images"])
+    frozen = {name: value.clone() for name, value in objective.network.frozen.state_dict().items()}
+    history = learn(objective, 8, 3e-4)
+    print(history)
+    assert np.mean([line["loss"] for line in history[-2:]]) < 0.7 * np.mean([line["loss"] for line in history[:2]])
+    assert all(torch.equal(value, frozen[name]) for name, value in objective.network.frozen.state_dict().items())
+    objective.save(tmp_path)
+    again = Dln.load(tmp_path)
+    assert again.version == objective.network.version and again.dim == 16
+    with torch.no_grad():
+        images, landmarks = batch["images"][:3], batch["landmarks"][:3]
+        assert torch.equal(again(images, landmarks), objective.network(images, landmarks))
