@@ -219,6 +219,9 @@ def _no_carrier(p: Preset) -> bool:
 
 # --- the table ------------------------------------------------------------------------------------------------------
 
+# Two processes of one thread each: they meet once a step, where the threads of one process would meet in every layer, each time
+# waiting for the one whose core another program holds.
+_TWO_CORES = Training(batch=8, processes=2, zero_stage=1, checkpoint_every=250, log_every=20)
 _SMALL = Preset(
     name="lab",
     crop=128,
@@ -227,9 +230,7 @@ _SMALL = Preset(
     unet=Unet(channels=(96, 160, 256), layers=1, heads=(2, 2, 4)),
     schedule=Schedule(prediction="v_prediction", zero_terminal_snr=True),
     objective=Objective(aux_fraction=0.25, aux_max_t=600),
-    training=Training(
-        steps=20_000, batch=16, lr=2e-4, warmup=200, decay_from=15_000, ema=0.999, zero_stage=1, checkpoint_every=500, log_every=20
-    ),
+    training=replace(_TWO_CORES, steps=20_000, lr=2e-4, warmup=200, decay_from=15_000, ema=0.999, checkpoint_every=500),
     sampling=Sampling(sampler="ddim", steps=25, guidance=2.0),
     evaluation=Evaluation(items=200, judge="any"),
 )
@@ -251,7 +252,7 @@ PRESETS: dict[str, Preset] = {
         autoencoder=Autoencoder(width=32),
         unet=Unet(channels=(64, 128, 192), layers=1, heads=(1, 2, 3)),
         objective=Objective(aux_fraction=0.25, aux_max_t=600, p_self=0.8),
-        training=Training(steps=150, batch=8, lr=4e-4, warmup=10, decay_from=75, ema=0.98, zero_stage=1, checkpoint_every=50, log_every=10),
+        training=replace(_TWO_CORES, steps=150, batch=4, lr=4e-4, warmup=10, decay_from=75, ema=0.98, checkpoint_every=50, log_every=10),
         evaluation=Evaluation(items=6, judge="any"),
     ),
     "tiny": replace(
@@ -271,14 +272,16 @@ PRESETS: dict[str, Preset] = {
 }
 
 # The networks that a preset trains before its diffusion model, under the same launcher: `ae-lab`, `dln-lab`, ...
-_SMALL_RUN = Training(batch=16, lr=1e-3, warmup=50, zero_stage=1, checkpoint_every=250, log_every=20)
-_LONG_RUNS = (replace(_SMALL_RUN, steps=3000, decay_from=1500), replace(_SMALL_RUN, steps=400, decay_from=200, lr=1e-4, precision="fp32"))
+_LONG_RUNS = (
+    replace(_TWO_CORES, steps=3000, lr=1e-3, warmup=50, decay_from=1500),
+    replace(_TWO_CORES, steps=400, lr=1e-4, warmup=50, decay_from=200, precision="fp32"),
+)
 _EXPERTS = {  # preset: (autoencoder, DLN)
     "lab": _LONG_RUNS,
     "starter": _LONG_RUNS,
     "demo": (
-        replace(_SMALL_RUN, steps=150, batch=8, warmup=10, decay_from=75, checkpoint_every=75, log_every=10),
-        replace(_SMALL_RUN, steps=12, batch=4, warmup=0, decay_from=6, lr=1e-4, precision="fp32", checkpoint_every=6, log_every=2),
+        replace(_TWO_CORES, steps=150, batch=4, lr=1e-3, warmup=10, decay_from=75, checkpoint_every=75, log_every=10),
+        replace(_TWO_CORES, steps=12, batch=2, lr=1e-4, decay_from=6, precision="fp32", checkpoint_every=6, log_every=2),
     ),
     "tiny": (PRESETS["tiny"].training, replace(PRESETS["tiny"].training, steps=4, decay_from=2, lr=1e-4, checkpoint_every=2, log_every=1)),
 }

@@ -28,8 +28,10 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    from diffsfsr.cores import threads
     from diffsfsr.errors import InputError, NotReady
 
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads()))  # read when torch is loaded, here and by what is started from here
     try:
         with answers_only() as answer:
             answer(_run(args), as_json=getattr(args, "json", False))

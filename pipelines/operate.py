@@ -179,6 +179,7 @@ class Operator:
                 instance=self.instance,
                 partition_key=partition,
                 asset_selection=[dg.AssetKey(name) for name in only] if only else None,
+                resources=self.environment.resources(),  # the definitions' own are those of the environment they were loaded in
                 tags={_PROCESS: _this_process()},
                 raise_on_error=fail,
             )

@@ -27,7 +27,7 @@ def faces(picture: Path, size: int) -> list[AlignedFace]:
     return align_all(read(picture), size)
 
 
-def face_shard(path: Path, aligned: list[AlignedFace], size: int, emotions: list[str], people: list[str] | None = None) -> Path:
+def face_shard(path: Path, aligned: list[AlignedFace], emotions: list[str], people: list[str] | None = None) -> Path:
     """A shard of schema FACES with those crops."""
     rows = [
         {"face_id": f"s/{i}/0", "person": (people or [f"p{i}" for i in range(len(aligned))])[i], "emotion": emotions[i], "split": "train"}

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from shell import run
 
 from pipelines import cli
 
@@ -24,55 +21,6 @@ COMMANDS = [
     *[f"request {verb}" for verb in ("add", "list", "show", "watch", "cancel", "retry")],
     *[f"weights {verb}" for verb in ("list", "pull", "check")],
 ]
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
-def run(*words: str) -> Ran:
-    """The command in this process, with standard output and error as a shell would see them."""
-    out, err = io.StringIO(), io.StringIO()
-    with _captured(1, out), _captured(2, err), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(_Writer(2)):
-        sys.stdout = _Writer(1)
-        try:
-            code = cli.main(list(words))
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-    return Ran(code, out.getvalue(), err.getvalue())
-
-
-class _Writer(io.TextIOBase):
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def write(self, text: str) -> int:
-        os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
-        return len(text)
-
-
-@contextlib.contextmanager
-def _captured(descriptor: int, into: io.StringIO) -> Iterator[None]:
-    """What anyone writes to a file descriptor, a library in C or a child process included."""
-    kept = os.dup(descriptor)
-    with open(os.devnull, "rb"), _temporary() as file:
-        os.dup2(file.fileno(), descriptor)
-        try:
-            yield
-        finally:
-            os.dup2(kept, descriptor)
-            os.close(kept)
-            file.seek(0)
-            into.write(file.read().decode("utf-8", "replace"))
-
-
-def _temporary() -> Any:
-    import tempfile
-
-    return tempfile.TemporaryFile()
 
 
 def process(*words: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
@@ -228,7 +176,8 @@ def test_a_name_that_a_terminal_would_obey_is_written_out(there: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["emotions", "emotions joy", "faces hanks.png broken.png", "weights list", "request list", "run train --dry-run --preset tiny"]
+    "command",
+    ["emotions", "emotions joy", "faces hanks.png broken.png", "weights list", "request list", "run train --dry-run --preset tiny"],
 )
 def test_json_is_one_value_and_nothing_else(there: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = cli._run
@@ -249,7 +198,8 @@ def test_emotions(there: Path) -> None:
     tree = json.loads(run("emotions", "--json").out)
     words = [word for clusters in tree.values() for found in clusters.values() for word in found]
     assert len(words) == 135 and all(word in run("emotions").out for word in words)
-    assert json.loads(run("emotions", " Joy", "--json").out) == {"word": "joy", "secondary": "Cheerfulness", "primary": "Joy", "resolution": None}
+    found = json.loads(run("emotions", " Joy", "--json").out)
+    assert found == {"word": "joy", "secondary": "Cheerfulness", "primary": "Joy", "resolution": None}
     labels = Path(os.environ["DIFFSFSR_HOME"]) / "models" / "labels.json"
     labels.parent.mkdir(parents=True)
     labels.write_text('{"happiness": 3, "neutral": 2}')
@@ -302,7 +252,8 @@ def test_nothing_heavy_is_loaded_for_a_light_answer(words: list[str]) -> None:
     ran = subprocess.run([sys.executable, "-c", LIGHT.format(words=words)], cwd=ROOT, capture_output=True, text=True, timeout=60)
     loaded = {name.partition(".")[0] for name in ran.stderr.splitlines()[-1].split()}
     assert "diffsfsr" in loaded or "pipelines" in loaded
-    assert not loaded & {"torch", "numpy", "pandas", "pyarrow", "dagster", "lancedb", "mlflow", "sqlalchemy", "PIL", "cv2", "dlib", "diffusers"}
+    heavy = {"torch", "numpy", "pandas", "pyarrow", "dagster", "lancedb", "mlflow", "sqlalchemy", "PIL", "cv2", "dlib", "diffusers"}
+    assert not loaded & heavy
 
 
 @pytest.mark.parametrize("words", [["--help"], ["emotions"], ["emotions", "--json"], ["weights", "list"]])

@@ -26,7 +26,10 @@ def triplets(folder: Path, rows: list[dict[str, Any]], split: str | None = "trai
 
 
 def rows(count: int = 13, people: int = 4) -> list[dict[str, Any]]:
-    return synthetic.training_rows(PRESET, count, LANDMARKS, people)
+    made = synthetic.training_rows(PRESET, count, LANDMARKS, people)
+    for i, row in enumerate(made):
+        row["landmarks"] = row["landmarks"] + i
+    return made
 
 
 # --- the shuffle ------------------------------------------------------------------------------------------------------
@@ -96,7 +99,7 @@ def test_a_self_triplet_is_one_row(tmp_path: Path) -> None:
         h = PRESET.latent
         assert np.array_equal(batch["masked"][item].numpy().reshape(-1), made[i]["masked_latent"].astype(np.float32))
         assert np.array_equal(batch["mask"][item].numpy(), np.frombuffer(made[i]["mask"], np.uint8).reshape(1, h, h))
-        assert np.array_equal(batch["landmarks"][item].numpy(), LANDMARKS)
+        assert np.array_equal(batch["landmarks"][item].numpy(), LANDMARKS + i)
     assert batch["present"].all() and batch["present"].shape == (320, 1)
 
 
@@ -108,6 +111,7 @@ def test_a_cross_triplet_takes_from_other_people(tmp_path: Path) -> None:
     pairs = Counter()
     for s, w, e in zip(scene, who, expression, strict=True):
         assert made[s]["person"] not in w and made[s]["person"] != made[e]["person"]
+        assert np.array_equal(batch["landmarks"][pairs.total()].numpy(), LANDMARKS + s)
         pairs[s, e] += 1
     allowed = {(s, e) for s in range(13) for e in range(13) if made[s]["person"] != made[e]["person"]}
     assert set(pairs) == allowed  # every other picture, and
@@ -115,6 +119,7 @@ def test_a_cross_triplet_takes_from_other_people(tmp_path: Path) -> None:
         expected = scene.count(s) / sum(1 for a, _ in allowed if a == s)
         assert abs(n - expected) < 5 * expected**0.5
     assert len({(s, frozenset(w)) for s, w in zip(scene, who, strict=True)}) == 13 * 3
+    assert len({(made[e]["person"], frozenset(w)) for w, e in zip(who, expression, strict=True)}) == 4 * 4  # of each other they know nothing
 
 
 def test_a_stranger_is_found_among_thousands_of_one_person(tmp_path: Path) -> None:
@@ -147,6 +152,8 @@ def test_an_absent_identity_is_not_present_and_not_in_the_mean(tmp_path: Path) -
     assert [bool(p) for p in batch["present"][:, 0]] == [i not in (0, 3, 12) for i in scene]
     assert all(w == {made[i]["person"]} for i, w in zip(scene, who, strict=True) if i not in (0, 3, 12))
     assert float(batch["id_dlib"][~batch["present"][:, 0]].abs().max()) == 0
+    cross = drawn(data, p_self=0.0)
+    assert torch.equal(cross["present"][:, 0], cross["id_dlib"].abs().sum(1) > 0) and not cross["present"].all()
     mean = np.mean([row["id_dlib"].astype(np.float64) for row in made if row["id_dlib"] is not None], axis=0)
     np.testing.assert_allclose(data.means()["dlib"].numpy(), mean, atol=1e-6)
 
@@ -157,6 +164,8 @@ def test_draws_are_a_function_of_the_position(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], again[name]) for name in one)
     for other in (Position(7, 0, 1, 2, 2, 0), Position(7, 1, 0, 2, 2, 0), Position(8, 1, 1, 2, 2, 0), Position(7, 1, 1, 2, 2, 1)):
         assert not torch.equal(one["expression"], data.draw(other, 4, 0.5)["expression"])
+    places = [Position(step, micro, rank, 3, 3, seed) for step in range(3) for micro in range(3) for rank in range(3) for seed in range(3)]
+    assert len({at.rng().random() for at in places}) == len({at.generator().initial_seed() for at in places}) == 81
 
 
 def test_a_batch_does_not_share_memory_with_the_data(tmp_path: Path) -> None:

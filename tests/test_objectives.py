@@ -21,13 +21,14 @@ from diffsfsr.training.data import Batch, Position
 from diffsfsr.training.objectives import AutoencoderObjective, DiffusionObjective, ExpressionObjective
 from diffsfsr.training.run import Inputs
 
-STILL = {"conditioning.slot_dropout": 0.0, "conditioning.drop_all": 0.0, "sampling.guidance": 1.0}  # nothing dropped
+STILL = {"conditioning__slot_dropout": 0.0, "conditioning__drop_all": 0.0, "sampling__guidance": 1.0}  # nothing dropped
 ROWS = 9
 ABSENT = 4  # this row has no identity
 
 
-def preset(changes: dict[str, Any] | None = None) -> Preset:
-    return synthetic.small({"training.batch": 6, "objective.aux_fraction": 0.5} | (changes or {}))
+def preset(**changes: Any) -> Preset:
+    basis = {"training__batch": 6, "objective__aux_fraction": 0.5}
+    return synthetic.small({name.replace("__", "."): value for name, value in (basis | changes).items()})
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, astronaut: Path) -> Inputs:
 def build(inputs: Inputs) -> Callable[..., DiffusionObjective]:
     def build_one(**changes: Any) -> DiffusionObjective:
         torch.manual_seed(0)
-        return DiffusionObjective(preset({name.replace("__", "."): value for name, value in changes.items()}), inputs)
+        return DiffusionObjective(preset(**changes), inputs)
 
     return build_one
 
@@ -75,27 +76,19 @@ class Watch:
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
 def test_the_face_of_a_cross_triplet_is_no_target(build: Callable[..., DiffusionObjective], prediction: str) -> None:
-    """The network's answer held still, only the target changes with the latent; for eps it is the noise that is the target."""
-    objective = build(objective__lambda_id=0.0, objective__lambda_exp=0.0, schedule__prediction=prediction, schedule__zero_terminal_snr=False)
+    changes = {"schedule__prediction": prediction, "schedule__zero_terminal_snr": False}
+    objective = build(objective__lambda_id=0.0, objective__lambda_exp=0.0, **changes)
     batch = objective.draw(at())
     batch["cross"] = torch.tensor([0.0, 1.0] * 3)
 
-    class Noise(Watch):
-        def __call__(self, z_t: Tensor, t: Tensor, **conditions: Any) -> Tensor:
-            return self.offset if self.calls.append({}) is None else z_t
+    def loss(change: Tensor) -> Tensor:
+        """v's target moves with the latent; eps is drawn, so there the answer moves away from it."""
+        moves = prediction == "v_prediction"
+        given = batch | {"latent": batch["latent"] + change * moves}
+        return objective.losses(lambda z_t, t, **conditions: change * (not moves), given, generator())["loss_dm"]
 
-    def loss(changed: Tensor | None) -> Tensor:
-        given = clone(batch)
-        network = Noise()
-        network.offset = torch.zeros_like(batch["latent"])
-        if changed is not None and prediction == "v_prediction":
-            given["latent"] += changed
-        elif changed is not None:
-            network.offset = network.offset + changed
-        return objective.losses(network, given, generator())["loss_dm"]
-
-    inside, outside = batch["mask"].expand_as(batch["latent"]) * 3, (1 - batch["mask"]).expand_as(batch["latent"]) * 3
-    still, face, background = loss(None), loss(inside), loss(outside)
+    mask = batch["mask"].expand_as(batch["latent"])
+    still, face, background = loss(0 * mask), loss(3 * mask), loss(3 * (1 - mask))
     cross = batch["cross"] == 1
     assert torch.equal(face[cross], still[cross]) and bool((face[~cross] != still[~cross]).all())
     assert bool((background != still).all())
@@ -132,7 +125,7 @@ def test_l_dm_is_the_weighted_square_by_hand(build: Callable[..., DiffusionObjec
 
 @pytest.mark.parametrize(("midpoint", "calls"), [("improved", 2), ("original", 2), ("one-step", 1)])
 def test_the_network_is_called_no_more_than_it_must(build: Callable[..., DiffusionObjective], midpoint: str, calls: int) -> None:
-    objective = build(objective__midpoint=midpoint, objective__aux_max_t=600, **{k.replace(".", "__"): v for k, v in STILL.items()})
+    objective = build(objective__midpoint=midpoint, objective__aux_max_t=600, **STILL)
     watch, batch = Watch(objective.network), objective.draw(at())
     objective.losses(watch, batch, generator(1))
     assert len(watch.calls) == calls and len(watch.calls[0]["t"]) == 6
@@ -147,7 +140,7 @@ def test_the_network_is_called_no_more_than_it_must(build: Callable[..., Diffusi
 
 def test_the_midpoint_is_section_3_3s(build: Callable[..., DiffusionObjective]) -> None:
     """Without noise the second call stands at the mean of the posterior at floor(t / 2), from the first call's estimate."""
-    objective = build(objective__midpoint_noise=False, **{k.replace(".", "__"): v for k, v in STILL.items()})
+    objective = build(objective__midpoint_noise=False, **STILL)
     watch, batch = Watch(objective.network), objective.draw(at())
     with torch.no_grad():
         objective.losses(watch, batch, generator(1))
@@ -155,7 +148,7 @@ def test_the_midpoint_is_section_3_3s(build: Callable[..., DiffusionObjective]) 
         n = len(second["t"])
         carriers = torch.nonzero(first["t"] <= preset().objective.aux_max_t).flatten()[:n]
         schedule = NoiseSchedule.from_config(preset().schedule)
-        v = objective.network(first["z_t"], first["t"], **{k: first[k] for k in ("condition", "identity", "expression", "present")})[carriers]
+        v = objective.network(**first)[carriers]
         z_t, t = first["z_t"][carriers], first["t"][carriers]
         a = schedule.at(t)
         mean, _ = posterior_jump(a.sqrt().float() * z_t - (1 - a).sqrt().float() * v, z_t, t, t // 2, schedule)
@@ -173,13 +166,13 @@ def test_where_no_item_can_carry_the_network_is_called_as_often_for_nothing(buil
 def test_the_terms_are_the_experts_own_words(build: Callable[..., DiffusionObjective]) -> None:
     """L_id and L_exp against the experts called by hand on the decoded estimate; an absent identity is not asked for."""
     changes = {"objective__midpoint": "one-step", "objective__aux_fraction": 1.0, "objective__aux_max_t": 999}
-    objective = build(**changes, **{k.replace(".", "__"): v for k, v in STILL.items()})
+    objective = build(**changes, **STILL)
     batch = next(b for b in map(objective.draw, map(at, range(50))) if not b["present"].all() and b["present"].any())
     with torch.no_grad():
         watch = Watch(objective.network)
         terms = objective.losses(watch, batch, generator(2))
         call = watch.calls[0]
-        output = objective.network(**{**call, "z_t": call["z_t"]})
+        output = objective.network(**call)
         a = objective.network.schedule.at(call["t"]).float()
         face = objective.autoencoder.decode(a.sqrt() * call["z_t"] - (1 - a).sqrt() * output)
         who, how = objective.identity["dlib"](face, batch["landmarks"]), objective.dln(face, batch["landmarks"])
@@ -195,7 +188,7 @@ def test_the_terms_are_the_experts_own_words(build: Callable[..., DiffusionObjec
 @pytest.mark.parametrize("name", ["loss_id", "loss_exp"])
 def test_gradients_reach_the_unet_and_are_right(build: Callable[..., DiffusionObjective], name: str) -> None:
     """Against the finite difference along the gradient itself, through midpoint, decoder and expert; the experts stay frozen."""
-    objective = build(objective__aux_fraction=1.0, **{k.replace(".", "__"): v for k, v in STILL.items()})
+    objective = build(objective__aux_fraction=1.0, **STILL)
     batch, network = objective.draw(at()), objective.network
 
     def loss() -> Tensor:
@@ -209,7 +202,7 @@ def test_gradients_reach_the_unet_and_are_right(build: Callable[..., DiffusionOb
     for frozen in (objective.autoencoder, objective.dln, *objective.identity.values()):
         assert not frozen.training and all(not p.requires_grad and p.grad is None for p in frozen.parameters())
     length = float(torch.sqrt(sum(g.square().sum() for g in gradient.values())))
-    step = 2e-2 / length
+    step = 4e-3 / length
 
     def moved(by: float) -> float:
         with torch.no_grad():
@@ -246,7 +239,7 @@ def test_bf16_is_near_fp32_and_learns(build: Callable[..., DiffusionObjective]) 
 
 
 def test_an_absent_slot_holds_its_null_token(build: Callable[..., DiffusionObjective]) -> None:
-    objective = build(objective__lambda_id=0.0, objective__lambda_exp=0.0, **{k.replace(".", "__"): v for k, v in STILL.items()})
+    objective = build(objective__lambda_id=0.0, objective__lambda_exp=0.0, **STILL)
     batch, made = objective.draw(at()), []
     batch["present"] = torch.tensor([[True], [False]] * 3)
     network = objective.network
@@ -298,13 +291,12 @@ def learn(objective: Any, steps: int, lr: float, start: int = 0) -> list[dict[st
 
 def test_it_overfits_four_triplets(tmp_path: Path, inputs: Inputs, astronaut: Path) -> None:
     """Noise and t are drawn anew at every step; what can be learned by heart is the four latents."""
-    row = preset({"training.batch": 4, "objective.lambda_id": 0.0, "objective.lambda_exp": 0.0, "objective.p_self": 1.0} | STILL)
+    row = preset(training__batch=4, objective__lambda_id=0.0, objective__lambda_exp=0.0, objective__p_self=1.0, **STILL)
     rows = synthetic.training_rows(row, 4, synthetic.faces(astronaut, row.crop)[0].crop_landmarks)
     shard = synthetic.training_shard(tmp_path / "four.parquet", row, rows)
     torch.manual_seed(0)
     objective = DiffusionObjective(row, Inputs((str(shard),), "four", inputs.autoencoder, inputs.dln))
-    history = [line["loss"] for line in learn(objective, 400, 4e-3)]
-    print(history[::20], np.mean(history[-20:]))
+    history = [line["loss"] for line in learn(objective, 330, 4e-3)]
     assert np.mean(history[-20:]) < np.mean(history[:5]) / 10
 
 
@@ -336,32 +328,38 @@ def test_missing_networks_say_what_to_do(inputs: Inputs) -> None:
 
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory: pytest.TempPathFactory, six_people: Path) -> Inputs:
-    aligned = synthetic.faces(six_people, preset().crop)
     path = tmp_path_factory.mktemp("crops") / "faces.parquet"
-    synthetic.face_shard(path, aligned, preset().crop, ["joy", "anger"] * 3)
+    synthetic.face_shard(path, synthetic.faces(six_people, 64), ["joy", "anger"] * 3)
     return Inputs((str(path),), "six")
 
 
-def test_the_autoencoder_learns(crops: Inputs, tmp_path: Path) -> None:
+def test_the_autoencoder_learns(six_people: Path, tmp_path: Path) -> None:
     from diffsfsr.model.autoencoder import LatentAutoencoder
 
     torch.manual_seed(0)
-    row = config.override(config.preset("ae-tiny"), {"training.batch": 6})
-    objective = AutoencoderObjective(row, crops)
-    history = learn(objective, 60, 2e-3)
-    print([round(line["psnr"], 1) for line in history[::6]])
+    row = config.override(config.preset("ae-tiny"), {"crop": 32, "training.batch": 6, "autoencoder.channels": 8})
+    shard = synthetic.face_shard(tmp_path / "small.parquet", synthetic.faces(six_people, 32), ["joy"] * 6)
+    objective = AutoencoderObjective(row, Inputs((str(shard),), "small"))
+    history = learn(objective, 200, 2e-3)
     assert np.mean([line["psnr"] for line in history[-5:]]) > history[0]["psnr"] + 6
-    with torch.no_grad():  # psnr by its definition, on the 0..255 scale
+    with torch.no_grad():
         images = objective.crops.batch(np.arange(6))["images"]
         terms = objective.losses(objective.network, {"images": images}, generator())
         error = 127.5 * (objective.network(images) - images).double().numpy()
-    np.testing.assert_allclose(terms["psnr"], [10 * np.log10(255**2 / (e**2).mean()) for e in error], rtol=1e-4)
+    np.testing.assert_allclose(terms["psnr"], decibels(error), rtol=1e-4)
+    flat = decibels(127.5 * (images - images.mean((2, 3), keepdim=True)).double().numpy())
+    assert terms["psnr"].mean() > np.mean(flat) + 3  # more than each picture's one best colour, which comes first
     right, below = np.abs(np.diff(error, axis=-1)), np.abs(np.diff(error, axis=-2))
     expected = [(np.abs(e).mean() + r.mean() + b.mean()) / 127.5 for e, r, b in zip(error, right, below, strict=True)]
     np.testing.assert_allclose(terms["loss"], expected, rtol=1e-4)
     objective.save(tmp_path)
     latents = LatentAutoencoder.from_pretrained(tmp_path).encode(images).detach()
     assert latents.mean((0, 2, 3)).abs().max() < 1e-3 and (latents.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-3
+
+
+def decibels(error: np.ndarray) -> list[float]:
+    """Peak signal to noise by its definition, on the 0..255 scale."""
+    return [10 * np.log10(255**2 / (e**2).mean()) for e in error]
 
 
 def test_the_autoencoder_sees_mirrored_and_masked_faces(crops: Inputs) -> None:
@@ -395,7 +393,6 @@ def test_the_dln_learns_and_its_file_loads(crops: Inputs, tmp_path: Path) -> Non
     assert torch.equal(batch["images"], objective.crops.batch(rows)["images"])
     frozen = {name: value.clone() for name, value in objective.network.frozen.state_dict().items()}
     history = learn(objective, 8, 3e-4)
-    print(history)
     assert np.mean([line["loss"] for line in history[-2:]]) < 0.7 * np.mean([line["loss"] for line in history[:2]])
     assert all(torch.equal(value, frozen[name]) for name, value in objective.network.frozen.state_dict().items())
     objective.save(tmp_path)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffsfsr
 from diffsfsr import tables
 from diffsfsr.errors import InputError
-from diffsfsr.portrait.compose import Portrait, Studio
 from diffsfsr.portrait.order import Order
 from diffsfsr.weights import ZOO, file_sha256
+
+if TYPE_CHECKING:  # it loads torch
+    from diffsfsr.portrait.compose import Portrait, Studio
 
 
 def sidecar_path(portrait: Path) -> Path:

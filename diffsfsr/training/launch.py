@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsfsr.config import Preset, Training
-from diffsfsr.cores import cores
+from diffsfsr.cores import cores, threads
 from diffsfsr.errors import InputError, NotReady
 from diffsfsr.training.guard import die_with_parent
 from diffsfsr.training.loop import Objective, Report, Stopped, train
@@ -125,7 +125,8 @@ def main(argv: list[str], report: Report = lambda line: None) -> int:
         signal.signal(number, lambda n, frame: asked.append(n))
     run = RunDirectory(Path(argv[0]))
     if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        alone = os.environ.get("LOCAL_WORLD_SIZE", "1") == "1"
+        torch.set_num_threads(threads() if alone else max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     try:
         preset, objective = build_objective(run)
         engine = DeepSpeedEngine(objective.network, preset)

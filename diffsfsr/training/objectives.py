@@ -101,7 +101,7 @@ class DiffusionObjective:
         from diffsfsr.weights import resolve
 
         for what, folder in (("autoencoder", inputs.autoencoder), ("dln", inputs.dln)):
-            if not Path(folder).is_dir():
+            if not folder or not Path(folder).is_dir():
                 raise NotReady(f"the {what} of preset {preset.name} is missing at {folder or '(nowhere)'}; run `diffsfsr run train` again")
         self.preset, self.inputs = preset, inputs
         self.data = Triplets(list(inputs.shards), preset.autoencoder.channels, preset.latent, preset.conditioning.identity)
