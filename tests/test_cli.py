@@ -47,7 +47,8 @@ def there(tmp_path: Path, tom_hanks: Path, astronaut: Path, monkeypatch: pytest.
 def test_every_command_has_help(command: str) -> None:
     ran = run(*command.split(), "--help")
     assert (ran.code, ran.err) == (0, "") and ran.out.startswith(f"usage: {' '.join(['diffsfsr', *command.split()])} ")
-    assert len(ran.out.split("\n\n")[1]) > 15  # a sentence about it
+    about = ran.out.split("\n\n")[1]
+    assert about.endswith(".") and len(about) > 15 and about[0].isupper()  # a sentence
 
 
 def test_help_names_every_command() -> None:

@@ -17,6 +17,7 @@ from diffsfsr import config
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
 from diffsfsr.model.diffusion import NoiseSchedule, add_noise, posterior_jump
+from diffsfsr.training import losses
 from diffsfsr.training.data import Batch, Position
 from diffsfsr.training.objectives import AutoencoderObjective, DiffusionObjective, ExpressionObjective
 from diffsfsr.training.run import Inputs
@@ -183,6 +184,14 @@ def test_the_terms_are_the_experts_own_words(build: Callable[..., DiffusionObjec
     o = preset().objective
     expected = terms["loss_dm"] + o.lambda_id * (1 - cosine).mean() + o.lambda_exp * terms["loss_exp"].mean()
     torch.testing.assert_close(terms["loss"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_encoder_that_an_item_lacks_does_not_count_for_it() -> None:
+    """Two encoders, cosines 0 and -1: both, the first, the second, none."""
+    pred = {"a": torch.tensor([[1.0, 0.0]] * 4), "b": torch.tensor([[0.0, 2.0]] * 4)}
+    ref = {"a": torch.tensor([[0.0, 1.0]] * 4), "b": torch.tensor([[0.0, -1.0]] * 4)}
+    present = {"a": torch.tensor([True, True, False, False]), "b": torch.tensor([True, False, True, False])}
+    assert losses.identity_loss(pred, ref, present=present).tolist() == [1.5, 1.0, 2.0, 0.0]
 
 
 @pytest.mark.parametrize("name", ["loss_id", "loss_exp"])
