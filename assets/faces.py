@@ -21,6 +21,8 @@ from diffsfsr.face import collection
 
 # Part of the fingerprints below: raise one where the code that makes the table starts to give other results.
 ALIGNMENT_VERSION, MASK_VERSION = 1, 1
+_KEEP_EVERY = 100  # photographs, after which what has been aligned of a shard is put aside: a kill costs no more
+_UNFINISHED = "-unfinished"
 
 
 def aligned_mark(workspace: Workspace, shard: Shard, preset: Preset) -> str:
@@ -74,46 +76,63 @@ def _accounted_for(workspace: Workspace, shard: Shard, preset: Preset) -> dg.Ass
 def align_shard(workspace: Workspace, shard: Shard, preset: Preset) -> int:
     """Bring a shard's aligned faces and rejects up to date; returns how many photographs had to be looked at.
 
-    Rows of photographs that have not changed are kept. One process at a time works on a shard.
+    Rows of photographs that have not changed are kept, and so are those of a run that was killed on its way. One process at a
+    time works on a shard.
     """
     with workspace.lock(f"align-{preset.crop}-{shard.key}"):
-        faces_file, rejects_file = workspace.file(aligned(preset), shard), workspace.file(f"rejects-{preset.crop}", shard)
         mark = aligned_mark(workspace, shard, preset)
-        if tables.mark_of(faces_file) == mark and tables.mark_of(rejects_file) == mark:
+        if all(tables.mark_of(file) == mark for file in _files(workspace, shard, preset)):
             return 0
         rows = tables.read(workspace.file("sources", shard)).to_pylist()
-        old_faces, old_rejects = _reusable(faces_file, rejects_file, preset)
-        fresh = [row for row in rows if not row["sha256"] or _key(row) not in old_faces.keys() | old_rejects.keys()]
-        faces, rejects = collection.align_rows(fresh, workspace.folder_of(shard.dataset), shard.dataset, preset.crop, preset.data, cores())
-        for row in rows:
-            if (kept := old_faces.get(_key(row))) and row not in fresh:
-                faces.append(kept | {k: row[k] for k in ("person", "emotion", "split")})
-            elif (kept := old_rejects.get(_key(row))) and row not in fresh:
-                rejects.append(kept)
-        settings_mark = tables.fingerprint(_alignment_settings(preset)).encode()
-        for file, found, schema in ((rejects_file, rejects, tables.REJECTS), (faces_file, faces, tables.FACES)):
-            table = tables.from_rows(sorted(found, key=_key), schema).replace_schema_metadata({b"settings": settings_mark})
-            tables.write(file, table, mark)
-        print(f"{shard.key}: {len(fresh)} photographs looked at, {len(faces)} faces, {len(rejects)} rejected", file=sys.stderr, flush=True)
+        known = _known(workspace, shard, preset)
+        fresh = [row for row in rows if not row["sha256"] or _key(row) not in known]
+        found = [_relabelled(known[_key(row)], row) for row in rows if row["sha256"] and _key(row) in known]
+        folder = workspace.folder_of(shard.dataset)
+        for number, result in enumerate(collection.align_each(fresh, folder, shard.dataset, preset.crop, preset.data, cores()), 1):
+            found.append(result)
+            if number % _KEEP_EVERY == 0 and number < len(fresh):
+                _write(_files(workspace, shard, preset, _UNFINISHED), found, preset, mark)
+        _write(_files(workspace, shard, preset), found, preset, mark)
+        for file in _files(workspace, shard, preset, _UNFINISHED):
+            file.unlink(missing_ok=True)
+        faces = sum(map(collection.is_face, found))
+        told = f"{shard.key}: {len(fresh)} photographs looked at, {faces} faces, {len(found) - faces} rejected"
+        print(told, file=sys.stderr, flush=True)
         return len(fresh)
+
+
+def _files(workspace: Workspace, shard: Shard, preset: Preset, suffix: str = "") -> list[Path]:
+    """The tables of a shard's faces and of its rejects."""
+    return [workspace.file(f"{kind}{suffix}", shard) for kind in (aligned(preset), f"rejects-{preset.crop}")]
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, str]:
     return row["path"], row["sha256"], row["face"]
 
 
-def _reusable(faces_file: Path, rejects_file: Path, preset: Preset) -> tuple[dict[Any, dict[str, Any]], dict[Any, dict[str, Any]]]:
-    """Rows of an earlier run under the same settings, by photograph."""
-    settings_mark = tables.fingerprint(_alignment_settings(preset)).encode()
-    found: list[dict[Any, dict[str, Any]]] = []
-    for file in (faces_file, rejects_file):
-        if tables.mark_of(file) is None:
-            return {}, {}
-        table = tables.read(file)
-        if (table.schema.metadata or {}).get(b"settings") != settings_mark:
-            return {}, {}
-        found.append({_key(row): row for row in table.to_pylist()})
-    return found[0], found[1]
+def _relabelled(kept: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    return kept | {k: row[k] for k in ("person", "emotion", "split")} if collection.is_face(kept) else kept
+
+
+def _settings_mark(preset: Preset) -> dict[bytes, bytes]:
+    return {b"settings": tables.fingerprint(_alignment_settings(preset)).encode()}
+
+
+def _write(files: list[Path], found: list[dict[str, Any]], preset: Preset, mark: str) -> None:
+    for file, schema, wanted in zip(files, (tables.FACES, tables.REJECTS), (True, False), strict=True):
+        rows = sorted((row for row in found if collection.is_face(row) == wanted), key=_key)
+        tables.write(file, tables.from_rows(rows, schema).replace_schema_metadata(_settings_mark(preset)), mark)
+
+
+def _known(workspace: Workspace, shard: Shard, preset: Preset) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Faces and rejects of an earlier run under the same settings, finished or not, by photograph."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for file in (*_files(workspace, shard, preset), *_files(workspace, shard, preset, _UNFINISHED)):
+        if tables.mark_of(file) is not None:
+            table = tables.read(file)
+            if _settings_mark(preset).items() <= (table.schema.metadata or {}).items():
+                found.update({_key(row): row for row in table.to_pylist()})
+    return found
 
 
 @dg.asset(partitions_def=partitions.shards, deps=[aligned_faces], kinds={"parquet"}, group_name="faces")

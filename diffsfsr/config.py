@@ -201,6 +201,11 @@ def _refuse_bad_combinations(p: Preset) -> None:
             (getattr(p.training, name) < 1, f"training.{name}={getattr(p.training, name)} is not positive")
             for name in ("steps", "batch", "accumulation", "processes", "checkpoint_every", "log_every", "keep_checkpoints")
         ],
+        (
+            p.training.zero_stage == 3 and p.trains == "autoencoder",
+            "training.zero_stage=3 with trains=autoencoder leaves no process with the whole network, which calibrating its latents "
+            "needs; use a stage up to 2",
+        ),
         (p.training.seed < 0, f"training.seed={p.training.seed} is negative"),
         (p.training.lr <= 0, f"training.lr={p.training.lr} is not positive"),
         (not 0 <= p.training.ema < 1, f"training.ema={p.training.ema} is not in [0, 1)"),

@@ -90,7 +90,7 @@ def test_unknown_keys_of_a_file_name_the_nearest() -> None:
 
 # What breaks a rule, and every part of the message that has to name a setting with the value it has.
 RULES: list[tuple[str, dict[str, Any], list[str]]] = [
-    ("lab", {"crop": 100}, ["crop=100", "32", "unet.channels=[96, 160, 256]"]),
+    ("lab", {"crop": 104}, ["crop=104", "32", "unet.channels=[96, 160, 256]"]),
     ("lab", {"unet.heads": [2, 3]}, ["unet.heads=[2, 3]", "unet.channels=[96, 160, 256]"]),
     (
         "lab",
@@ -105,6 +105,7 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
         ["sampling.sampler=pndm", "schedule.zero_terminal_snr=true", "sampling.steps=1000"],
     ),
     ("lab", {"objective.aux_fraction": 0.25, "training.batch": 2}, ["objective.aux_fraction=0.25", "training.batch=2"]),
+    ("ae-lab", {"training.zero_stage": 3}, ["training.zero_stage=3", "trains=autoencoder"]),
     ("lab", {"conditioning.identity": []}, ["conditioning.identity is empty"]),
     ("lab", {"conditioning.identity": ["dlib", "dlib"]}, ["conditioning.identity=['dlib', 'dlib']"]),
     *[("lab", {name: value}, [f"{name}={value}"]) for name, value in {
@@ -130,6 +131,8 @@ def test_what_lies_just_inside_the_rules_is_allowed() -> None:
         ("lab", {"objective.aux_fraction": 0.25, "training.batch": 3}),
         ("lab", {"objective.aux_fraction": 0.25, "training.batch": 1, "objective.lambda_id": 0.0, "objective.lambda_exp": 0.0}),
         ("lab", {"objective.aux_fraction": 0.0, "training.batch": 1}),
+        ("lab", {"training.zero_stage": 3}),
+        ("dln-lab", {"training.zero_stage": 3}),
         ("lab", {"training.ema": 0.0, "conditioning.slot_dropout": 0.0, "objective.p_self": 1}),
         ("paper", {"sampling.guidance": 2.0, "conditioning.drop_all": 0.1}),
     ]:

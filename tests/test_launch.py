@@ -258,8 +258,8 @@ def many(tmp_path_factory: pytest.TempPathFactory, inputs: Inputs) -> Path:
 
 
 def test_zero_stages_agree(many: Path) -> None:
-    """The same sums in another order: losses to float32's precision, with L_id, L_exp and EMA in play. Weights to a tenth of what
-    the steps moved them, since Adam steps by a whole rate where a gradient is nothing but rounding (a bias before a norm).
+    """The same sums in another order: losses to float32's precision, with L_id, L_exp and EMA in play. Weights to a hundredth of
+    what the steps moved them, over all: Adam steps by a whole rate where a gradient is nothing but rounding (a bias before a norm).
     """
     plain, *zero = [RunDirectory(many / f"stage-{stage}") for stage in (0, 1, 2, 3)]
     for reference, *others in zip(lines(plain), *map(lines, zero), strict=True):
@@ -272,7 +272,8 @@ def test_zero_stages_agree(many: Path) -> None:
     for run in zero:
         other = weights(run)
         assert first.keys() == other.keys()
-        assert max(float((other[name] - value).abs().max()) for name, value in first.items()) < 3e-4
+        apart = torch.cat([(other[name] - value).flatten() for name, value in first.items() if name.startswith(("unet", "tokens"))])
+        assert len(apart) > 400_000 and float(apart.square().mean().sqrt()) < 1e-5
 
 
 def test_zero_3_resumes(many: Path) -> None:

@@ -155,6 +155,7 @@ def test_a_catalogue_that_has_grown_gives_another_name_where_another_face_stands
 
 
 def test_another_seed_paints_another_face(serving: Serving, order: Order) -> None:
+    order = dataclasses.replace(order, task="identity")  # in the others the seed also chooses the face that stands for the word
     _, first = fulfil(order, serving)
     _, second = fulfil(dataclasses.replace(order, seed=1), serving)
     assert (first != second).any()

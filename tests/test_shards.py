@@ -78,13 +78,13 @@ def test_labels_of_files_that_are_not_there_are_told(tmp_path: Path, capsys: pyt
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The photographs that alignment is given, in order."""
     seen: list[str] = []
-    align_rows = collection.align_rows
+    align_each = collection.align_each
 
     def counted(rows: list[Any], *args: Any) -> Any:
         seen.extend(row["path"] for row in rows)
-        return align_rows(rows, *args)
+        return align_each(rows, *args)
 
-    monkeypatch.setattr(collection, "align_rows", counted)
+    monkeypatch.setattr(collection, "align_each", counted)
     return seen
 
 
@@ -158,5 +158,33 @@ def test_a_shard_that_was_cut_short_is_made_again(tmp_path: Path, tom_hanks: Pat
     file = workspace.file(aligned(TINY), shard)
     file.write_bytes(file.read_bytes()[:-100])  # what no kill leaves, but a full disk or a foreign hand may
     looked_at.clear()
-    assert align_shard(workspace, shard, TINY) == 2 and looked_at == ["hanks.png", "x.jpg"]
+    assert align_shard(workspace, shard, TINY) == 1 and looked_at == ["hanks.png"]
     assert all_faces(workspace) == {"hanks.png": "hanks"}
+
+
+def test_a_kill_within_a_shard_costs_little(
+    tmp_path: Path, tom_hanks: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faces_room, "_KEEP_EVERY", 3)
+    large = config.override(TINY, {"data.shard": 100})
+    folder, workspace = touch(tmp_path / "photos", *(f"{i}.jpg" for i in range(8))), Workspace(tmp_path / "home")
+    shutil.copy(tom_hanks, folder / "1.jpg")
+    (shard,), _ = take_stock(workspace, "photos", folder, large)
+    align_each = collection.align_each
+
+    def killed(*args: Any) -> Any:
+        for number, result in enumerate(align_each(*args)):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collection, "align_each", killed)
+        with pytest.raises(KeyboardInterrupt):
+            align_shard(workspace, shard, large)
+    assert not workspace.file(aligned(large), shard).exists()  # nothing that another stage could take for the whole
+    looked_at.clear()
+    assert align_shard(workspace, shard, large) == 5 and looked_at == [f"{i}.jpg" for i in range(3, 8)]
+    assert all_faces(workspace) == {"1.jpg": "1"}
+    assert {p.parent.name for p in workspace.dataset("photos").rglob("*.parquet")} == {"sources", "aligned-64", "rejects-64"}
+    assert align_shard(workspace, shard, large) == 0

@@ -169,25 +169,35 @@ def _identify(path: Path, known: tuple[int, int, str] | None) -> tuple[int, int,
 def align_rows(
     rows: list[Row], root: Path, dataset: str, size: int, data: Data, workers: int = 1, progress: Progress | None = None
 ) -> tuple[list[Row], list[Row]]:
-    """Align every row: (faces by schema FACES, rejects by schema REJECTS); each input row ends in exactly one of them.
-
-    Work is spread over `workers` processes. A picture that kills its worker is rejected as unreadable, alone.
-    """
-    tasks = [(row, str(root), dataset, size, data) for row in rows]
+    """Align every row: (faces by schema FACES, rejects by schema REJECTS); each input row ends in exactly one of them."""
     faces: list[Row] = []
     rejects: list[Row] = []
-    seen: dict[str, str] = {}
-    for done, (row, result) in enumerate(zip(rows, _spread(tasks, workers), strict=True), 1):
-        if "crop" not in result:
-            rejects.append(result)
-        elif result["face_id"] in seen:
-            rejects.append(_reject(row, "duplicate", f"the same picture as {seen[result['face_id']]}"))
-        else:
-            seen[result["face_id"]] = row["path"]
-            faces.append(result)
+    for done, result in enumerate(align_each(rows, root, dataset, size, data, workers), 1):
+        (faces if is_face(result) else rejects).append(result)
         if progress:
             progress(done, len(rows))
     return faces, rejects
+
+
+def is_face(result: Row) -> bool:
+    """Whether an aligned row is a face; else it is a reject."""
+    return "crop" in result
+
+
+def align_each(rows: list[Row], root: Path, dataset: str, size: int, data: Data, workers: int = 1) -> Iterator[Row]:
+    """For each row in turn a face or a reject.
+
+    Work is spread over `workers` processes. A picture that kills its worker is rejected as unreadable, alone.
+    """
+    seen: dict[str, str] = {}
+    tasks = [(row, str(root), dataset, size, data) for row in rows]
+    for row, result in zip(rows, _spread(tasks, workers), strict=True):
+        if is_face(result) and result["face_id"] in seen:
+            yield _reject(row, "duplicate", f"the same picture as {seen[result['face_id']]}")
+            continue
+        if is_face(result):
+            seen[result["face_id"]] = row["path"]
+        yield result
 
 
 def _spread(tasks: list[tuple[Any, ...]], workers: int) -> Iterator[Row]:
