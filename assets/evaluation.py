@@ -44,6 +44,7 @@ def evaluation_report(
     run_id = registry.open.open_run(f"evaluation-{report.parent.name}-{report.name}", kind="evaluation")
     registry.open.log_stats(run_id, [{"step": 0} | flat(numbers)])
     registry.open.log_folder(run_id, report)
+    registry.open.end_run(run_id)
     return dg.MaterializeResult(
         metadata={
             "model": name,
@@ -79,10 +80,16 @@ def _mark(workspace: Workspace, model: Path, dataset: str, preset: Preset) -> st
 
 def prepared_datasets(workspace: Workspace, preset: Preset) -> list[str]:
     """Data sets with faces of the preset's size. Raises NotReady where there is none."""
-    found = [name for name in workspace.datasets() if _aligned_shards(workspace, name, preset)]
+    found = [
+        name for name in workspace.datasets() if any(_rows(workspace, shard, preset) for shard in _aligned_shards(workspace, name, preset))
+    ]
     if not found:
         raise NotReady(f"no faces of {preset.crop} pixels are prepared yet; run `diffsfsr run prepare --preset {preset.name} --data DIR`")
     return found
+
+
+def _rows(workspace: Workspace, shard: Shard, preset: Preset) -> int:
+    return tables.read(workspace.file(aligned(preset), shard), ["face_id"]).num_rows
 
 
 def _aligned_shards(workspace: Workspace, dataset: str, preset: Preset) -> list[Shard]:

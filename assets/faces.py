@@ -80,9 +80,9 @@ def align_shard(workspace: Workspace, shard: Shard, preset: Preset) -> int:
     time works on a shard.
     """
     with workspace.lock(f"align-{preset.crop}-{shard.key}"):
-        mark = aligned_mark(workspace, shard, preset)
-        if all(tables.mark_of(file) == mark for file in _files(workspace, shard, preset)):
+        if is_aligned(workspace, shard, preset):
             return 0
+        mark = aligned_mark(workspace, shard, preset)
         rows = tables.read(workspace.file("sources", shard)).to_pylist()
         known = _known(workspace, shard, preset)
         fresh = [row for row in rows if not row["sha256"] or _key(row) not in known]
@@ -99,6 +99,19 @@ def align_shard(workspace: Workspace, shard: Shard, preset: Preset) -> int:
         told = f"{shard.key}: {len(fresh)} photographs looked at, {faces} faces, {len(found) - faces} rejected"
         print(told, file=sys.stderr, flush=True)
         return len(fresh)
+
+
+def is_aligned(workspace: Workspace, shard: Shard, preset: Preset) -> bool:
+    mark = aligned_mark(workspace, shard, preset)
+    return all(tables.mark_of(file) == mark for file in _files(workspace, shard, preset))
+
+
+def is_masked(workspace: Workspace, shard: Shard, preset: Preset) -> bool:
+    return tables.mark_of(workspace.file(f"masks-{preset.crop}", shard)) == _mask_mark(workspace, shard, preset)
+
+
+def _mask_mark(workspace: Workspace, shard: Shard, preset: Preset) -> str:
+    return tables.fingerprint(aligned_mark(workspace, shard, preset), preset.mask, MASK_VERSION)
 
 
 def _files(workspace: Workspace, shard: Shard, preset: Preset, suffix: str = "") -> list[Path]:
@@ -148,12 +161,11 @@ def mask_shard(workspace: Workspace, shard: Shard, preset: Preset) -> list[float
     from diffsfsr.face.masks import hull_mask
 
     file = workspace.file(f"masks-{preset.crop}", shard)
-    mark = tables.fingerprint(aligned_mark(workspace, shard, preset), preset.mask, MASK_VERSION)
-    if tables.mark_of(file) != mark:
+    if not is_masked(workspace, shard, preset):
         faces = tables.read(workspace.file(aligned(preset), shard), ["face_id", "landmarks"]).to_pylist()
         masks = [hull_mask(np.array(row["landmarks"], np.float32).reshape(68, 2), preset.crop) for row in faces]
         rows = [{"face_id": row["face_id"], "mask": np.packbits(mask).tobytes()} for row, mask in zip(faces, masks, strict=True)]
-        tables.write(file, tables.from_rows(rows, tables.MASKS), mark)
+        tables.write(file, tables.from_rows(rows, tables.MASKS), _mask_mark(workspace, shard, preset))
     return [float(unpack(mask, preset.crop).mean()) for mask in tables.read(file)["mask"].to_pylist()]
 
 

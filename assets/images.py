@@ -47,7 +47,9 @@ def take_stock(workspace: Workspace, name: str, folder: Path, preset: Preset) ->
     folder = folder.resolve()
     with workspace.lock(f"sources-{name}"):
         shards = workspace.shards(name)
-        before = {shard: tables.read(workspace.file("sources", shard)).to_pylist() for shard in shards}
+        files = {shard: workspace.file("sources", shard) for shard in shards}
+        # a table that is broken is made anew
+        before = {shard: tables.read(file).to_pylist() if tables.mark_of(file) else [] for shard, file in files.items()}
         known = [row for rows in before.values() for row in rows]
         listed = collection.scan(folder, known, preset.data.test_fraction)
         if absent := collection.unknown_files(folder, listed):

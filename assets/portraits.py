@@ -69,7 +69,7 @@ def portraits(
     registry: RegistryResource,
 ) -> dg.MaterializeResult:
     """One portrait per leased request, with its sidecar; every request of the batch ends as done or failed."""
-    outcomes, shown = {"done": 0, "failed": 0, "lost": 0}, []
+    outcomes, shown = {"done": 0, "failed": 0, "retried": 0, "lost": 0}, []
     if not queue.open.waiting(1):
         return dg.MaterializeResult(metadata=outcomes)
     serving = Serving.champion(registry.open, catalogue.open, workspace.open.home / "portraits")
@@ -102,7 +102,7 @@ def _holding(batch: list[Request], queue: Queue, owner: str) -> Iterator[None]:
 
 
 def _serve(request: Request, serving: Serving, queue: Queue, context: dg.AssetExecutionContext) -> tuple[str, np.ndarray | None]:
-    """Bring one leased request to its end, unless the lease was lost on the way: ('done' | 'failed' | 'lost', the picture)."""
+    """Bring one leased request to its end, unless the lease was lost on the way: ('done' | 'failed' | 'retried' | 'lost', the picture)."""
     owner = context.run_id
     if not queue.renew(request.id, owner, _LEASE_SECONDS):
         return "lost", None
@@ -113,7 +113,9 @@ def _serve(request: Request, serving: Serving, queue: Queue, context: dg.AssetEx
         return ("failed" if queue.fail(request.id, owner, str(error)) else "lost"), None
     except Exception as error:  # one broken request must not keep the others waiting
         context.log.exception(f"request {request.id}")
-        return ("failed" if queue.fail(request.id, owner, f"{type(error).__name__}: {error}", retry=True) else "lost"), None
+        if not queue.fail(request.id, owner, f"{type(error).__name__}: {error}", retry=True):
+            return "lost", None
+        return ("failed" if queue.get(request.id).state == "failed" else "retried"), None
     result = {"portrait": sidecar["portrait"], "model_version": sidecar["model_version"], "seconds": sidecar["timings_seconds"]["total"]}
     return ("done" if queue.complete(request.id, owner, result) else "lost"), image
 
@@ -131,11 +133,14 @@ def fulfil(order: Order, serving: Serving, out: Path | None = None) -> tuple[dic
     order = order.check()
     inputs = order.inputs()
     expression, resolution = serving.expression(order.emotion, order.seed) if order.task != "identity" else (None, None)
-    try:
-        scene = read(Path(order.scene)) if order.scene else scenes.from_prompt(order.prompt, order.seed)
-        selfies = [serving.studio.face(read(Path(path)), f"selfie {path}") for path in order.selfies]
-    except Rejected as rejected:
-        raise InputError(f"a photograph of this order cannot be used: {rejected}") from rejected
+    photographs = {}
+    for given in inputs:
+        try:
+            photographs[given] = read(Path(given))
+        except Rejected as rejected:
+            raise InputError(f"{given} cannot be used: {rejected.reason} ({rejected.detail}); give another photograph") from rejected
+    scene = photographs[order.scene] if order.scene else scenes.from_prompt(order.prompt, order.seed)
+    selfies = [serving.studio.face(photographs[given], f"selfie {given}") for given in order.selfies]
     made = serving.studio.compose(
         selfies,
         scene,

@@ -14,7 +14,6 @@ from assets.stores.registry import Registry
 from assets.stores.workspace import Workspace
 from assets.training import trained_model
 from diffsfsr.config import Preset
-from diffsfsr.errors import NotReady
 
 # A challenger must not be worse than the champion in any of these by more than chance would have it.
 GUARDED = ("id_cosine", "expression_distance", "pose_error", "mse", "failure_rate")
@@ -31,6 +30,7 @@ def registered_model(
     run_id = registry.open.open_run(folder.parent.name, kind="diffusion")
     tags = {"preset": preset.name, **{k: f"{v:.5g}" for f in figures.values() for k, v in f.items()}}
     version = registry.open.register(folder, run_id, tags)
+    registry.open.end_run(run_id)
     return dg.MaterializeResult(metadata={"version": version, "alias": "challenger", "run": folder.parent.name, **tags})
 
 
@@ -58,10 +58,9 @@ def contest(workspace: Workspace, registry: Registry, preset: Preset) -> tuple[b
     from diffsfsr.evaluation import report
 
     challenger = registry.resolve("challenger")
-    try:
-        champion = registry.resolve("champion")
-    except NotReady:
+    if not any("champion" in version.aliases for version in registry.versions()):
         return True, "There is no champion yet: the challenger stands alone."
+    champion = registry.resolve("champion")
     if champion.version == challenger.version:
         return True, f"Version {champion.version} is champion and challenger."
     ours, theirs = _reports(workspace, challenger.folder, preset), _reports(workspace, champion.folder, preset)
@@ -86,5 +85,3 @@ def champion(context: dg.AssetExecutionContext, registry: RegistryResource) -> d
     challenger = registry.open.resolve("challenger")
     registry.open.promote(challenger.version, who=getpass.getuser(), why=f"passed not_worse_than_champion in run {context.run_id}")
     return dg.MaterializeResult(metadata={"version": challenger.version, "folder": dg.MetadataValue.path(str(challenger.folder))})
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ class Settings(dg.ConfigurableResource):
         its whole family, so that the networks fit together. Raises InputError."""
         named = config.preset(self.preset)
         name = _PREFIX[trains] + self.preset.removeprefix(_PREFIX[named.trains])
-        row = PRESETS.get(name) or config.override(named, {"trains": trains})
+        row = PRESETS.get(name) or dataclasses.replace(named, trains=trains)  # type: ignore[arg-type]
         changes = {k: v for k, v in self.changes.items() if row.name == named.name or not k.startswith("training.")}
         return config.override(row, changes)
 

@@ -110,8 +110,4 @@ def _encode(autoencoder: Any, faces: list[dict[str, Any]], masks: dict[str, byte
         latents = autoencoder.encode(torch.cat([images, condition_image(images, mask)])).half().numpy()
     small = latent_mask(mask).to(torch.uint8).numpy()
     whole, masked = latents[: len(faces)], latents[len(faces) :]
-    return [
-        {"latent": whole[i].reshape(-1), "masked_latent": masked[i].reshape(-1), "mask": small[i].tobytes()} for i in range(len(faces))
-    ]
-
-
+    return [{"latent": whole[i].reshape(-1), "masked_latent": masked[i].reshape(-1), "mask": small[i].tobytes()} for i in range(len(faces))]

@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from dagster._core.errors import DagsterPipesExecutionError
 
 from assets.pictures import curve
 from assets.resources import RegistryResource, Settings, WorkspaceResource
@@ -39,8 +40,19 @@ def run_training(
                 "DIFFSFSR_ARTIFACTS": registry.artifact_root or "",
                 "DIFFSFSR_MLFLOW_RUN": tracked,
             }
-            trainer.run(context=context, command=launch.command(run, "assets.trainer"), env={**os.environ, **env})
-            registry.log_folder(tracked, run.config_file)
+            ended = "FAILED"
+            try:
+                trainer.run(context=context, command=launch.command(run, "assets.trainer"), env={**os.environ, **env})
+                registry.log_folder(tracked, run.config_file)
+                ended = "FINISHED"
+            except dg.DagsterExecutionInterruptedError:
+                ended = "KILLED"
+                raise
+            except DagsterPipesExecutionError:
+                run.raise_failure()  # says more than an exit code
+                raise
+            finally:
+                registry.end_run(tracked, ended)
     return run, run.stats()
 
 

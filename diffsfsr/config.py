@@ -206,7 +206,26 @@ def _refuse_bad_combinations(p: Preset) -> None:
             "training.zero_stage=3 with trains=autoencoder leaves no process with the whole network, which calibrating its latents "
             "needs; use a stage up to 2",
         ),
-        (p.training.seed < 0, f"training.seed={p.training.seed} is negative"),
+        *[
+            (value < 1, f"{name}={value} is not positive")
+            for name, value in (
+                ("crop", p.crop),
+                ("data.max_pixels", p.data.max_pixels),
+                ("autoencoder.channels", p.autoencoder.channels),
+                ("autoencoder.width", p.autoencoder.width),
+                ("dln.dim", p.dln.dim),
+                ("conditioning.token_width", p.conditioning.token_width),
+                ("unet.layers", p.unet.layers),
+                ("unet.heads", min(p.unet.heads, default=0)),
+                ("unet.channels", min(p.unet.channels, default=0)),
+                ("schedule.steps", p.schedule.steps),
+                ("sampling.steps", p.sampling.steps),
+                ("evaluation.items", p.evaluation.items),
+                ("evaluation.batch", p.evaluation.batch),
+            )
+        ],
+        (p.crop > 4096, f"crop={p.crop} is more than 4096 pixels"),
+        (not 0 <= p.training.seed < 2**63, f"training.seed={p.training.seed} is not between 0 and 2^63 - 1"),
         (p.training.lr <= 0, f"training.lr={p.training.lr} is not positive"),
         (not 0 <= p.training.ema < 1, f"training.ema={p.training.ema} is not in [0, 1)"),
         (p.data.shard < 1, f"data.shard={p.data.shard} is not positive"),
@@ -325,6 +344,8 @@ def override(p: Preset, changes: dict[str, Any]) -> Preset:
     """A copy with dotted settings changed, `{"training.steps": "100"}`; strings are read as JSON where they can be."""
     data = to_dict(p)
     for dotted, value in changes.items():
+        if dotted in ("name", "trains"):
+            raise InputError(f"setting {dotted} belongs to the preset: choose another with --preset")
         node, path = data, dotted.split(".")
         for i, key in enumerate(path):
             if not isinstance(node, dict) or key not in node:

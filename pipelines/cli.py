@@ -6,6 +6,7 @@ Only the standard library is imported here; each command loads what it needs whe
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -46,6 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return _complain(f"{error.filename} is too long for a path", 2)
+        return _complain(f"{error} (DIFFSFSR_DEBUG=1 shows where)", 1)
     except Exception as error:
         if os.environ.get("DIFFSFSR_DEBUG"):
             raise

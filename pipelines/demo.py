@@ -23,7 +23,7 @@ from pipelines.environments import Environment
 from pipelines.operate import Operator
 
 _WHO_IS_WHO = Path(__file__).with_name("demo.csv")
-_SHIPPED = "demo"  # the name of the data set made of the pictures that the packages ship
+_SHIPPED = "shipped-pictures"  # the name of the data set made of the pictures that the packages ship
 
 
 def demo(args: Namespace) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffsfsr.errors import InputError
+
 if TYPE_CHECKING:
     import dagster as dg
 
@@ -27,6 +29,10 @@ class Environment:
     @classmethod
     def current(cls) -> Environment:
         home = Path(os.environ.get("DIFFSFSR_HOME") or ".diffsfsr").resolve()
+        if set("?#%") & set(str(home)):
+            raise InputError(
+                f"the state folder {home} has a ?, # or % in its path, which database addresses cannot hold: set DIFFSFSR_HOME"
+            )
         return cls(
             home=home,
             catalogue=os.environ.get("DIFFSFSR_CATALOGUE_URI") or str(home / "catalogue"),

@@ -137,6 +137,8 @@ def portrait(args: Namespace) -> Any:
     out = Path(args.out) if args.out else None
     if out and (not out.absolute().parent.is_dir() or out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp")):
         raise InputError(f"--out {args.out} must be a picture's name (.png, .jpg or .webp) in a folder that exists")
+    if out and (out.is_dir() or str(out.resolve()) in (*wanted.selfies, wanted.scene)):
+        raise InputError(f"--out {args.out} is {'a folder' if out.is_dir() else 'one of the photographs given'}: choose another name")
     from assets.portraits import Serving, fulfil
     from assets.stores.catalogue import Catalogue
     from assets.stores.registry import Registry

@@ -42,9 +42,12 @@ class Operator:
         import warnings
 
         warnings.filterwarnings("ignore", module="dagster")  # previews that Dagster itself uses
-        instance = self.environment.instance()
-        _end_orphans(instance)
-        return instance
+        return self.environment.instance()
+
+    @cached_property
+    def orphans(self) -> list[str]:
+        """Ids of the runs that a killed process of this machine left as started; they are ended here."""
+        return _end_orphans(self.instance)
 
     @property
     def preset(self) -> Preset:
@@ -62,7 +65,8 @@ class Operator:
         if not names:
             raise InputError("no data set is known yet: give a folder of photographs with --data DIR")
         shards = [shard for each in names for shard in self.workspace.shards(each)]
-        pending = [shard for shard in shards if not self._prepared(shard, preset)]
+        rows = Counter(self.catalogue.faces(["shard"])["shard"].to_pylist())
+        pending = [shard for shard in shards if not self._prepared(shard, preset, rows[shard.key])]
         for shard in _counted(pending, "prepare"):
             self.run("prepare", shard.key)
         if self.workspace.network("dln", preset):
@@ -83,15 +87,20 @@ class Operator:
         """List a folder's photographs; returns the data set's name."""
         name = name or dataset_name(self.workspace, folder)
         self.workspace.dataset(name)  # refuses a bad name before anything runs
+        if name in self.workspace.datasets() and self.workspace.folder_of(name) != folder.resolve():
+            raise InputError(f"--name {name}: that data set is the folder {self.workspace.folder_of(name)}; choose another name")
         self.run("scan", ops={"source_images": {"config": {"name": name, "folder": str(folder.resolve())}}})
         return name
 
-    def _prepared(self, shard: Shard, preset: Preset) -> bool:
+    def _prepared(self, shard: Shard, preset: Preset, catalogued: int) -> bool:
+        """Whether every table of the shard is there and made from what lies there now, and the catalogue has its rows."""
         from assets.embeddings import is_catalogued
-        from assets.faces import aligned_mark
+        from assets.faces import is_aligned, is_masked
 
-        mark = aligned_mark(self.workspace, shard, preset)
-        return tables.mark_of(self.workspace.file(aligned(preset), shard)) == mark and is_catalogued(self.workspace, shard, preset)
+        whole = is_aligned(self.workspace, shard, preset) and is_masked(self.workspace, shard, preset)
+        if not whole or not is_catalogued(self.workspace, shard, preset):
+            return False
+        return tables.read(self.workspace.file(f"catalogued-{preset.crop}", shard)).num_rows == catalogued
 
     def _encode(self, preset: Preset, shards: list[Shard]) -> int:
         """Embed expressions and write training shards, where the networks for them are there; returns how many shards."""
@@ -112,16 +121,19 @@ class Operator:
             folder, version = self.workspace.need_network(named.trains, named)
             return {"network": named.trains, "folder": str(folder), "version": version}
         preset = self.preset
-        shards = [s for s in self.workspace.shards() if self.workspace.file(aligned(preset), s).exists()]
-        if not shards:
+        if not self._aligned(preset):
             raise NotReady(
                 f"no faces of {preset.crop} pixels are prepared yet; run `diffsfsr run prepare --preset {preset.name} --data DIR`"
             )
         self.run("experts")
-        self._encode(preset, shards)
+        while self._encode(preset, self._aligned(preset)):
+            pass  # a data set that arrives meanwhile is taken along
         self.run("train")
         folder, version = self.workspace.need_network("diffusion", preset)
         return {"network": "diffusion", "folder": str(folder), "version": version, "steps": preset.training.steps}
+
+    def _aligned(self, preset: Preset) -> list[Shard]:
+        return [s for s in self.workspace.shards() if self.workspace.file(aligned(preset), s).exists()]
 
     def evaluate(self, model: str = "trained") -> dict[str, Any]:
         """Evaluate a model on every prepared data set and task; returns the figures."""
@@ -142,18 +154,20 @@ class Operator:
         result = self.run("promote", fail=False)
         checks = [c for c in result.get_asset_check_evaluations() if c.check_name == "not_worse_than_champion"]
         if not checks:
-            raise _failure_of(result)
+            raise _failure(result)
         version = self._registry().resolve("challenger").version
         return {"version": version, "promoted": result.success, "comparison": str(checks[0].metadata["comparison"].value)}
 
     def generate(self) -> dict[str, Any]:
         """Make portraits until no request is waiting; returns how many ended how."""
-        ended: Counter[str] = Counter()
+        ended: Counter[str] = Counter({"done": 0, "failed": 0, "retried": 0, "lost": 0})
+        for run in self.orphans:  # what a killed run held need not wait until its leases run out
+            self.queue.release(run)
         while self.queue.waiting():
             result = self.run("generate")
             metadata = result.asset_materializations_for_node("portraits")[0].metadata
-            ended.update({key: int(metadata[key].value) for key in ("done", "failed", "lost")})  # type: ignore[arg-type]
-        return dict(ended) or {"done": 0, "failed": 0, "lost": 0}
+            ended.update({key: int(metadata[key].value) for key in ended})  # type: ignore[arg-type]
+        return dict(ended) | {"held by other runs": self.queue.counts()["leased"]}
 
     # --- one run ---
 
@@ -171,6 +185,7 @@ class Operator:
             **({"ops": ops} if ops else {}),
         }
         definition = defs.resolve_job_def(job)
+        _ = self.orphans
         if "settings" not in definition.required_resource_keys:
             run_config["resources"] = {}
         try:
@@ -192,6 +207,12 @@ class Operator:
         from assets.stores.registry import Registry
 
         return Registry(self.environment.mlflow, self.environment.artifacts)
+
+    @property
+    def catalogue(self) -> Any:
+        from assets.stores.catalogue import Catalogue
+
+        return Catalogue(self.environment.catalogue)
 
     @cached_property
     def queue(self) -> Any:
@@ -246,22 +267,17 @@ def _failure(result: Any) -> Exception:
     return RuntimeError(f"the run {result.run_id} failed; see it in the UI or with DIFFSFSR_DEBUG=1")
 
 
-def _failure_of(result: Any) -> Exception:
-    """What made a run fail, as the error it was."""
-    failed = next(event for event in result.all_events if event.is_step_failure)
-    error = failed.step_failure_data.error.cause or failed.step_failure_data.error
-    kind = {"InputError": InputError, "NotReady": NotReady}.get(error.cls_name, RuntimeError)
-    return kind(error.message.strip().partition(": ")[2] or error.message.strip())
-
-
-def _end_orphans(instance: Any) -> None:
-    """Runs that a killed process of this machine left as started are ended, so that the UI does not show them as going on."""
+def _end_orphans(instance: Any) -> list[str]:
+    """End runs that a killed process of this machine left as started, so that the UI does not show them as going on."""
     from dagster import DagsterRunStatus, RunsFilter
 
+    ended = []
     for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTED, DagsterRunStatus.STARTING])):
         machine, _, process = run.tags.get(_PROCESS, "").rpartition(":")
         if machine == socket.gethostname() and not _alive(int(process)):
             instance.report_run_failed(run, "its process was killed")
+            ended.append(run.run_id)
+    return ended
 
 
 def _this_process() -> str:

@@ -33,10 +33,7 @@ def list_requests(args: Namespace) -> Any:
     rows = [_shown(request) for request in _queue().list(args.state, args.limit)]
     if args.json:
         return rows
-    return (
-        "\n".join(f"{r['id'][:12]}  {r['state']:9}  {r['payload'].get('emotion', ''):16}  {r['reason'] or ''}" for r in rows)
-        or "no requests"
-    )
+    return "\n".join(f"{r['id'][:12]}  {r['state']:9}  {_word(r['payload']):16}  {r['reason'] or ''}" for r in rows) or "no requests"
 
 
 def show(args: Namespace) -> Any:
@@ -71,3 +68,7 @@ def _shown(request: Any) -> dict[str, Any]:
     import dataclasses
 
     return dataclasses.asdict(request)
+
+
+def _word(payload: Any) -> str:
+    return str(payload.get("emotion") or "") if isinstance(payload, dict) else ""

@@ -198,7 +198,7 @@ def test_the_champion_is_evaluated_on_what_is_prepared_for_it(
     for name, crop in (("first", 64), ("second", 64), ("large", 512)):
         tables.write_json(Workspace(tmp_path).dataset(name) / "folder.json", {"folder": "/nowhere"})
         for kind in ("sources", f"aligned-{crop}"):
-            tables.write(tmp_path / "data" / name / kind / "0000.parquet", tables.from_rows([], tables.FACES), "mark")
+            tables.write(tmp_path / "data" / name / kind / "0000.parquet", tables.from_rows([{"face_id": "a"}], tables.FACES), "mark")
     asked = nightly(tmp_path, instance)
     assert {r.partition_key for r in asked} == {f"{n}|{task}" for n in ("first", "second") for task in ("all", "identity", "expression")}
     assert len({r.run_key for r in asked}) == 6 and not {r.run_key for r in asked} & {r.run_key for r in nightly(tmp_path, instance, 2)}

@@ -180,6 +180,15 @@ class Queue:
             now = self._now(connection)
             return self._while_held(connection, now, request_id, owner, lease_until=now + seconds)
 
+    def release(self, owner: str) -> int:
+        """Queue again what an owner that has died still held; returns how many."""
+        held = sa.and_(REQUESTS.c.state == "leased", REQUESTS.c.owner == owner)
+        with self._transaction() as connection:
+            now = self._now(connection)
+            return connection.execute(
+                REQUESTS.update().where(held).values(state="queued", owner=None, lease_until=None, updated=now)
+            ).rowcount
+
     def complete(self, request_id: str, owner: str, result: dict[str, Any]) -> bool:
         """The request is done, if its lease is still the owner's. False: it ran out, was taken by another or cancelled."""
         result = _plain(result)

@@ -68,7 +68,10 @@ class Registry(Runs):
             unless_there(lambda: client.create_registered_model(self.name))
             same = client.search_model_versions(f"name = '{self.name}' and tags.`{_HASH_TAG}` = '{content}'")
             if same:
-                version = max(int(mv.version) for mv in same)
+                newest = max(same, key=lambda mv: int(mv.version))
+                version, path = int(newest.version), _local(newest.source)
+                if path and not path.is_dir():  # its files were lost: these are the same
+                    client.log_artifacts(str(newest.run_id), str(folder), where)
                 self._note(version, **(tags or {}))
             else:
                 client.log_artifacts(run_id, str(folder), where)

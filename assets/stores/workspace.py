@@ -1,12 +1,12 @@
 """Where state lies: one folder, DIFFSFSR_HOME, laid out here and nowhere else.
 
-    data/<data set>/            folder.json, sources/ aligned/ rejects/ masks/ shards/ : Parquet, one file a shard
-    runs/<preset>-<hash>/       training runs (diffsfsr.training.run)
-    models/<preset>/            which run's network is the preset's autoencoder, DLN or model now
-    reports/                    evaluation reports
-    forgotten.json              photographs that were forgotten and are not taken in again
-    portraits/                  finished portraits with their sidecars
-    catalogue/ mlflow.db mlartifacts/ queue.db dagster/     the stores' own
+data/<data set>/            folder.json, sources/ aligned/ rejects/ masks/ shards/ : Parquet, one file a shard
+runs/<preset>-<hash>/       training runs (diffsfsr.training.run)
+models/<preset>/            which run's network is the preset's autoencoder, DLN or model now
+reports/                    evaluation reports
+forgotten.json              photographs that were forgotten and are not taken in again
+portraits/                  finished portraits with their sidecars
+catalogue/ mlflow.db mlartifacts/ queue.db dagster/     the stores' own
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Workspace:
         if not path.exists():
             known = ", ".join(self.datasets()) or "none yet"
             raise NotReady(f"there is no data set {name!r} (known: {known}); run `diffsfsr run prepare --data DIR`")
-        return Path(json.loads(path.read_text(encoding="utf-8"))["folder"])
+        return Path(_entry(path)["folder"])
 
     def file(self, kind: str, shard: Shard) -> Path:
         """The Parquet file of a shard; `kind` is sources, aligned-<S>, rejects-<S>, masks-<S> or shards-<versions>."""
@@ -151,7 +151,7 @@ class Workspace:
         path = self.home / "models" / family(preset) / f"{kind}.json"
         if not path.exists():
             return None
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        entry = _entry(path)
         folder = Path(entry["folder"])
         return (folder, entry["version"]) if folder.is_dir() else None
 
@@ -180,6 +180,15 @@ def _drop(file: Path, ids: set[str], photographs: set[tuple[str, str]]) -> None:
     if kept.num_rows < table.num_rows:
         mark = sources_mark(kept.to_pylist()) if file.parent.name == "sources" else tables.fingerprint(tables.mark_of(file), sorted(ids))
         tables.write(file, kept, mark)
+
+
+def _entry(path: Path) -> dict[str, str]:
+    """A small record that names a folder. Raises InputError, naming the file, where it is not one."""
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        return {**entry, "folder": str(entry["folder"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is broken ({type(error).__name__}): remove it and run the command that made it again") from error
 
 
 def family(preset: Preset) -> str:

@@ -64,6 +64,8 @@ class Order:
     @classmethod
     def from_payload(cls, payload: dict[str, Any]) -> Order:
         """The inverse of `payload`. Raises InputError for unknown or missing fields."""
+        if not isinstance(payload, dict):
+            raise InputError(f"a request is a table of fields, not {payload!r}")
         known = {f.name for f in dataclasses.fields(cls)}
         for name in payload:
             if name not in known:
@@ -73,6 +75,17 @@ class Order:
             return cls(**given)
         except TypeError as error:
             raise InputError(f"a request is incomplete: {error}") from error
+
+    def __post_init__(self) -> None:
+        """Fields come from people's scripts too. Raises InputError for one of the wrong type."""
+        if not isinstance(self.selfies, tuple) or not all(isinstance(s, str) for s in self.selfies):
+            raise InputError(f"selfies must be a list of paths, not {self.selfies!r}")
+        for name in ("emotion", "scene", "prompt", "task", "sampler", "face"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name} must be text, not {getattr(self, name)!r}")
+        for name, kind in (("steps", int), ("seed", int), ("strength", int | float)):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), kind):
+                raise InputError(f"{name} must be a number, not {getattr(self, name)!r}")
 
     def payload(self) -> dict[str, Any]:
         """Plain JSON data."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+_CONTENTS = "contents.json"
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -26,6 +28,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None], rank: int, barr
     write(part)
     barrier()
     if rank == 0:
+        (part / _CONTENTS).write_text(json.dumps(_sizes(part)), encoding="utf-8")
         _sync(part)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
@@ -36,8 +39,19 @@ def save(folder: Path, step: int, write: Callable[[Path], None], rank: int, barr
 
 
 def complete(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)) if folder.is_dir() else []
+    """Finished checkpoints whose files still have the sizes they were written with, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and _is_whole(p)) if folder.is_dir() else []
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file() and p.name != _CONTENTS}
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return json.loads((folder / _CONTENTS).read_text(encoding="utf-8")) == _sizes(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def newest(folder: Path) -> tuple[int, Path] | None:

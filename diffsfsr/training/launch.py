@@ -133,6 +133,8 @@ def main(argv: list[str], report: Report = lambda line: None) -> int:
         train(engine, objective, preset, run, report, stop=lambda: bool(asked))
     except (InputError, NotReady, FloatingPointError, Stopped) as why:
         print(f"{run.path.name}: {why}", file=sys.stderr, flush=True)
+        if not isinstance(why, Stopped):
+            run.fail(why)
         return {InputError: 2, Stopped: STOPPED}.get(type(why), 1)
     finally:
         if torch.distributed.is_initialized():

@@ -1,9 +1,9 @@
 """A run directory is the whole interface to a training: who starts it, watches it and resumes it needs nothing else.
 
-    config.json     what is trained on what, and with which code and packages
-    stats.jsonl     one line every few steps
-    checkpoints/    step-00000500/ ..., each whole
-    model/          the finished network; its presence says that the run is done
+config.json     what is trained on what, and with which code and packages
+stats.jsonl     one line every few steps
+checkpoints/    step-00000500/ ..., each whole
+model/          the finished network; its presence says that the run is done
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from diffsfsr import config, tables
 from diffsfsr.config import Preset
-from diffsfsr.errors import InputError
+from diffsfsr.errors import InputError, NotReady
 
 _PACKAGES = ("torch", "deepspeed", "diffusers", "numpy", "pyarrow")
 
@@ -71,6 +71,18 @@ class RunDirectory:
             return config.from_dict(facts["preset"]), Inputs(**inputs)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.config_file} is not a run's configuration: {error}") from error
+
+    def fail(self, error: Exception) -> None:
+        """Leave word of why the run cannot go on, for whoever started it."""
+        tables.write_json(self.path / "failure.json", {"kind": type(error).__name__, "message": str(error)})
+
+    def raise_failure(self) -> None:
+        """Raise, and forget, what `fail` left."""
+        path = self.path / "failure.json"
+        if path.exists():
+            left = json.loads(path.read_text(encoding="utf-8"))
+            path.unlink()
+            raise {"InputError": InputError, "NotReady": NotReady}.get(left["kind"], RuntimeError)(left["message"])
 
     def stats(self) -> list[dict[str, Any]]:
         """The lines of stats.jsonl, oldest first; a line cut short by a kill is passed over."""
