@@ -159,7 +159,7 @@ class Operator:
         return {"version": version, "promoted": result.success, "comparison": str(checks[0].metadata["comparison"].value)}
 
     def generate(self) -> dict[str, Any]:
-        """Make portraits until no request is waiting; returns how many ended how."""
+        """Make portraits until no request is waiting; returns how many ended how, and how many other runs hold."""
         ended: Counter[str] = Counter({"done": 0, "failed": 0, "retried": 0, "lost": 0})
         for run in self.orphans:  # what a killed run held need not wait until its leases run out
             self.queue.release(run)
@@ -167,7 +167,7 @@ class Operator:
             result = self.run("generate")
             metadata = result.asset_materializations_for_node("portraits")[0].metadata
             ended.update({key: int(metadata[key].value) for key in ended})  # type: ignore[arg-type]
-        return dict(ended) | {"held by other runs": self.queue.counts()["leased"]}
+        return dict(ended) | {"held": self.queue.counts()["leased"]}
 
     # --- one run ---
 

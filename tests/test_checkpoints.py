@@ -64,6 +64,20 @@ def test_a_crash_while_writing_leaves_the_one_before(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000002", "step-00000005"]  # and the half is gone
 
 
+@pytest.mark.parametrize("harm", ["cut", "gone", "more"])
+def test_a_checkpoint_that_lost_bytes_is_passed_over(tmp_path: Path, harm: str) -> None:
+    for step in (2, 4):
+        save(tmp_path, step, "weights")
+    file = tmp_path / "step-00000004" / "deep" / "weights"
+    if harm == "gone":
+        file.unlink()
+    else:
+        file.write_text("weigh" if harm == "cut" else "weights and more")
+    assert checkpoints.newest(tmp_path) == (2, tmp_path / "step-00000002")
+    save(tmp_path, 4, "again")
+    assert checkpoints.newest(tmp_path) == (4, tmp_path / "step-00000004") and file.read_text() == "again"
+
+
 KILLED = """
 import sys, time
 from pathlib import Path

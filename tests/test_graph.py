@@ -196,7 +196,7 @@ def test_the_version_is_challenger_and_champion(story: Story) -> None:
 
 
 def test_the_request_became_a_portrait(story: Story) -> None:
-    assert story.answers["generate"] == {"done": 1, "failed": 0, "lost": 0}
+    assert story.answers["generate"] == {"done": 1, "failed": 0, "retried": 0, "lost": 0, "held": 0}
     request = story.operator.queue.get(story.answers["request"])
     assert request.state == "done" and request.result
     sidecar = provenance.verify(Path(request.result["portrait"]))
@@ -259,7 +259,7 @@ def test_a_second_run_computes_nothing(story: Story) -> None:
     assert {path: path.stat().st_mtime_ns for path in (story.home / "runs").rglob("*") if path.is_file()} == files
     assert story.operator.evaluate() == story.answers["evaluate"]
     assert story.operator.promote()["version"] == 1 and len(story.registry.versions()) == 1
-    assert story.operator.generate() == {"done": 0, "failed": 0, "lost": 0}
+    assert story.operator.generate() == {"done": 0, "failed": 0, "retried": 0, "lost": 0, "held": 0}
 
 
 def test_a_worse_challenger_is_refused(story: Story, tmp_path: Path) -> None:

@@ -157,14 +157,14 @@ def _moved(value: Tensor, device: torch.device) -> Tensor:
 
 
 def _not_finite(what: str, step: int, rank: int, batch: Batch | None, run: RunDirectory) -> FloatingPointError:
-    """The error that ends the run on every rank; the rank whose batch it was keeps it."""
+    """The error that ends the run, the same on every rank; the rank whose batch it was keeps it."""
     from safetensors.torch import save_file
 
-    path = run.path / f"not-finite-step-{step}-rank-{rank}.safetensors"
-    if batch is None:
-        return FloatingPointError(f"the {what} is not finite at step {step} on another rank")
-    save_file({name: value.cpu().contiguous() for name, value in batch.items()}, path)
-    return FloatingPointError(f"the {what} is not finite at step {step}; the batch is kept in {path}; look at it or lower training.lr")
+    kept = f"not-finite-step-{step}-rank-"
+    if batch is not None:
+        save_file({name: value.cpu().contiguous() for name, value in batch.items()}, run.path / f"{kept}{rank}.safetensors")
+    where = run.path / f"{kept}*.safetensors"
+    return FloatingPointError(f"the {what} is not finite at step {step}; the batch is kept in {where}; look at it or lower training.lr")
 
 
 def _resume(engine: Engine, ema: Ema | None, meter: _Meter, run: RunDirectory) -> int:
