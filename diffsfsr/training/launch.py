@@ -131,6 +131,7 @@ def main(argv: list[str], report: Report = lambda line: None) -> int:
         preset, objective = build_objective(run)
         engine = DeepSpeedEngine(objective.network, preset)
         train(engine, objective, preset, run, report, stop=lambda: bool(asked))
+        run.forget_failure()
     except (InputError, NotReady, FloatingPointError, Stopped) as why:
         print(f"{run.path.name}: {why}", file=sys.stderr, flush=True)
         if not isinstance(why, Stopped):

@@ -76,12 +76,15 @@ class RunDirectory:
         """Leave word of why the run cannot go on, for whoever started it."""
         tables.write_json(self.path / "failure.json", {"kind": type(error).__name__, "message": str(error)})
 
+    def forget_failure(self) -> None:
+        (self.path / "failure.json").unlink(missing_ok=True)
+
     def raise_failure(self) -> None:
         """Raise, and forget, what `fail` left."""
         path = self.path / "failure.json"
         if path.exists():
             left = json.loads(path.read_text(encoding="utf-8"))
-            path.unlink()
+            self.forget_failure()
             raise {"InputError": InputError, "NotReady": NotReady}.get(left["kind"], RuntimeError)(left["message"])
 
     def stats(self) -> list[dict[str, Any]]:
