@@ -274,7 +274,7 @@ PRESETS: dict[str, Preset] = {
         name="demo",
         data=Data(max_outside=0.5),
         autoencoder=Autoencoder(width=32),
-        unet=Unet(channels=(64, 128, 192), layers=1, heads=(1, 2, 3)),
+        unet=Unet(channels=(32, 64, 128), layers=1, heads=(1, 1, 2)),
         objective=Objective(aux_fraction=0.25, aux_max_t=600, p_self=0.8),
         training=replace(_TWO_CORES, steps=150, batch=4, lr=4e-4, warmup=10, decay_from=75, ema=0.98, checkpoint_every=50, log_every=10),
         evaluation=Evaluation(items=6, judge="any"),
