@@ -276,7 +276,7 @@ PRESETS: dict[str, Preset] = {
         autoencoder=Autoencoder(width=32),
         unet=Unet(channels=(32, 64, 128), layers=1, heads=(1, 1, 2)),
         objective=Objective(aux_fraction=0.25, aux_max_t=600, p_self=0.8),
-        training=replace(_TWO_CORES, steps=150, batch=4, lr=4e-4, warmup=10, decay_from=75, ema=0.98, checkpoint_every=50, log_every=10),
+        training=replace(_TWO_CORES, steps=220, batch=4, lr=4e-4, warmup=10, decay_from=110, ema=0.98, checkpoint_every=50, log_every=10),
         evaluation=Evaluation(items=6, judge="any"),
     ),
     "tiny": replace(
@@ -304,7 +304,7 @@ _EXPERTS = {  # preset: (autoencoder, DLN)
     "lab": _LONG_RUNS,
     "starter": _LONG_RUNS,
     "demo": (
-        replace(_TWO_CORES, steps=150, batch=4, lr=1e-3, warmup=10, decay_from=75, checkpoint_every=75, log_every=10),
+        replace(_TWO_CORES, steps=220, batch=4, lr=1e-3, warmup=10, decay_from=110, checkpoint_every=75, log_every=10),
         replace(_TWO_CORES, steps=12, batch=2, lr=1e-4, decay_from=6, precision="fp32", checkpoint_every=6, log_every=2),
     ),
     "tiny": (PRESETS["tiny"].training, replace(PRESETS["tiny"].training, steps=4, decay_from=2, lr=1e-4, checkpoint_every=2, log_every=1)),

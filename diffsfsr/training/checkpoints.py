@@ -81,7 +81,11 @@ def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
 
 
 def _sync(folder: Path) -> None:
+    """Bring every file to the disk, readable as any new file is: safetensors writes for its owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
     for path in folder.rglob("*"):
         if path.is_file():
+            path.chmod(0o666 & ~umask)
             with open(path, "rb") as f:
                 os.fsync(f.fileno())
