@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,7 +70,7 @@ class Operator:
         for shard in _counted(pending, "prepare"):
             self.run("prepare", shard.key)
         if self.workspace.network("dln", preset):
-            self._encode(preset, shards)
+            self._encode(preset, shards, again=pending)
         return self._summary(names, preset) | {"shards_computed": len(pending)}
 
     def _scan_known(self) -> Iterator[str]:
@@ -102,13 +102,16 @@ class Operator:
             return False
         return tables.read(self.workspace.file(f"catalogued-{preset.crop}", shard)).num_rows == catalogued
 
-    def _encode(self, preset: Preset, shards: list[Shard]) -> int:
-        """Embed expressions and write training shards, where the networks for them are there; returns how many shards."""
+    def _encode(self, preset: Preset, shards: list[Shard], again: Sequence[Shard] = ()) -> int:
+        """Embed expressions and write training shards, where the networks for them are there; returns how many shards.
+
+        Those named `again` are looked at in any case: a catalogue that was lost has lost their expressions too.
+        """
         from assets.shards import is_encoded
 
         if not self.workspace.network("autoencoder", preset):
             return 0
-        pending = [shard for shard in shards if not is_encoded(self.workspace, shard, preset)]
+        pending = [shard for shard in shards if shard in again or not is_encoded(self.workspace, shard, preset)]
         for shard in _counted(pending, "encode"):
             self.run("encode", shard.key)
         return len(pending)

@@ -304,6 +304,25 @@ def test_a_new_photograph_costs_itself_and_a_removed_one_goes(story: Story, astr
     assert story.latest("aligned_faces")["computed"] == 0 and story.catalogue.duplicates() == 0
 
 
+def test_lost_state_is_made_again(story: Story) -> None:
+    """A catalogue and a mask table that are lost come back by the next prepare, expressions and all."""
+
+    def expressions() -> dict[str, list[float]]:
+        rows = story.operator.catalogue.faces(["face_id", "expression"]).to_pylist()
+        return {row["face_id"]: row["expression"] for row in sorted(rows, key=lambda row: row["face_id"])}
+
+    before = expressions()
+    name = story.operator.workspace.datasets()[0]
+    data = story.home / "data" / name
+    shutil.rmtree(story.operator.environment.catalogue)
+    (data / "masks-64" / "0000.parquet").unlink()
+    story.operator.prepare(story.folder)
+    after = expressions()
+    assert list(after) == list(before) and len(after) > 0
+    assert np.allclose(list(after.values()), list(before.values()), atol=1e-5)
+    assert (data / "masks-64" / "0000.parquet").exists()
+
+
 def test_a_person_is_forgotten_everywhere(story: Story) -> None:
     (ids,) = [row["face_id"] for row in story.faces() if row["person"] == "two"]
     others = {row["face_id"] for row in story.faces()} - {ids}

@@ -231,3 +231,12 @@ def _until(ask: Callable[[], Any], seconds: float = 10.0) -> Any:
 def test_postgres_is_reached_through_the_driver_that_is_installed() -> None:
     for url in ("postgres://u@h/d", "postgresql://u@h/d", "postgresql+psycopg2://u@h/d"):
         assert _connect(url).url.drivername == "postgresql+psycopg2"
+
+
+def test_what_a_dead_owner_held_is_queued_again(tmp_path: Path) -> None:
+    queue = Queue(f"sqlite:///{tmp_path / 'q.db'}")
+    ids = queue.add_all([{"n": n} for n in range(3)])
+    queue.lease(2, "dead", 1000)
+    queue.lease(1, "alive", 1000)
+    assert queue.release("dead") == 2 and queue.release("dead") == 0
+    assert [r.id for r in queue.waiting()] == ids[:2] and queue.get(ids[2]).owner == "alive"
