@@ -63,6 +63,7 @@ class Conditioning:
     token_width: int = 768  # W
     slot_dropout: float = 0.1  # chance that an identity token is replaced by its null token
     drop_all: float = 0.0  # chance that all tokens are; more than 0 allows guidance
+    background: Literal["image", "segmentation"] = "image"  # segmentation: only where the face is; the scene comes in while sampling
     mask_channel: bool = False  # the face mask as one more input channel
     pooled: bool = False  # the mean token is added to the time embedding too
 
@@ -94,6 +95,8 @@ class Objective:
     midpoint_noise: bool = True
     aux_fraction: float = 1.0  # share of the batch that carries L_id and L_exp
     aux_max_t: int = 1000  # largest timestep that carries them
+    loss_decoder: str = ""  # what they look through: empty: the autoencoder; small: one trained here; or a decoder of the zoo
+    min_snr: float = 0.0  # gamma, at which a timestep's weight is clipped (Hang et al. 2023); 0: off
     p_self: float = 0.5  # chance of a self triplet
 
 
@@ -108,9 +111,16 @@ class Training:
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     ema: float = 0.0  # 0: off
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 2
-    processes: int = 1
+    offload: Literal["none", "optimizer", "all"] = "none"  # to the host's memory: the optimiser's state, or the parameters too
+    gradient_checkpointing: bool = False  # forget activations and compute them again: less memory, a third more time
+    channels_last: bool = True
+    compile: bool = False  # torch.compile of the UNet
+    processes: int = 1  # on each machine
+    ahead: int = 2  # batches drawn before they are needed
+    validate_every: int = 0  # steps between validation pictures; 0: none
+    validation_items: int = 8
     checkpoint_every: int = 5000
     log_every: int = 50
     keep_checkpoints: int = 3
@@ -137,7 +147,7 @@ class Preset:
     """One named, frozen configuration. `trains` says which of its networks `training` is for."""
 
     name: str
-    trains: Literal["diffusion", "autoencoder", "dln"] = "diffusion"
+    trains: Literal["diffusion", "autoencoder", "dln", "decoder"] = "diffusion"
     crop: int = 512  # S
     mask: Literal["hull", "face_unet", "segformer"] = "hull"
     commercial_only: bool = False  # refuse weights whose terms exclude commercial use
@@ -187,6 +197,27 @@ def _refuse_bad_combinations(p: Preset) -> None:
             p.sampling.sampler == "pndm" and p.schedule.zero_terminal_snr and p.sampling.steps >= p.schedule.steps,
             f"sampling.sampler=pndm with schedule.zero_terminal_snr=true needs sampling.steps={p.sampling.steps} below {p.schedule.steps}",
         ),
+        (
+            p.training.offload == "all" and p.training.zero_stage != 3,
+            f"training.offload=all moves parameters, which training.zero_stage={p.training.zero_stage} does not divide; use stage 3",
+        ),
+        (
+            p.training.offload == "optimizer" and p.training.zero_stage == 0,
+            "training.offload=optimizer needs an optimiser that ZeRO divides, not training.zero_stage=0",
+        ),
+        (
+            p.conditioning.background == "segmentation" and p.conditioning.mask_channel,
+            "conditioning.background=segmentation is the mask alone; set conditioning.mask_channel=false",
+        ),
+        (
+            p.trains != "diffusion" and p.training.validate_every > 0,
+            f"training.validate_every={p.training.validate_every} with trains={p.trains}: only a diffusion model has pictures to show",
+        ),
+        (p.objective.min_snr < 0, f"objective.min_snr={p.objective.min_snr} is negative; 0 turns it off"),
+        (p.training.ahead < 0, f"training.ahead={p.training.ahead} is negative"),
+        (p.training.validate_every < 0, f"training.validate_every={p.training.validate_every} is negative"),
+        (p.training.validation_items < 1, f"training.validation_items={p.training.validation_items} is not positive"),
+        (p.objective.aux_max_t < 1, f"objective.aux_max_t={p.objective.aux_max_t} is not positive"),
         (not 0 <= p.objective.p_self <= 1, f"objective.p_self={p.objective.p_self} is not between 0 and 1"),
         (
             p.trains == "diffusion" and _no_carrier(p),

@@ -89,7 +89,7 @@ PRESETS: dict[str, Preset] = {
 
 # The networks that a preset trains before its diffusion model, under the same launcher: `ae-lab`, `dln-lab`, ...
 _LONG_RUNS = (
-    replace(_TWO_CORES, steps=3000, lr=1e-3, warmup=50, decay_from=1500),
+    replace(_TWO_CORES, steps=1500, lr=1e-3, warmup=50, decay_from=750),
     replace(_TWO_CORES, steps=600, batch=48, lr=1e-4, warmup=20, decay_from=300, log_every=50),  # a batch is of triplets
 )
 _EXPERTS = {  # preset: (autoencoder, DLN)

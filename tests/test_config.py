@@ -32,6 +32,7 @@ def test_every_setting_survives_a_change() -> None:
         "training.precision": "fp32", "training.zero_stage": 3, "sampling.sampler": "unipc",
         "schedule.prediction": "epsilon", "schedule.zero_terminal_snr": True, "conditioning.drop_all": 0.25, "sampling.guidance": 1.0,
         "objective.p_self": 0.25, "training.ema": 0.5, "dln.backbone": "facenet", "dln.triplets": ["blendshapes"],
+        "conditioning.background": "segmentation", "training.offload": "optimizer",
     }  # fmt: skip
     start = dataclasses.replace(PRESETS["paper"], schedule=dataclasses.replace(PRESETS["paper"].schedule, prediction="v_prediction"))
     flat = _flat(config.to_dict(start))
@@ -71,7 +72,7 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         ({"training.zero_stage": "4"}, "training.zero_stage=4 is not one of 0, 1, 2, 3"),
         ({"training.zero_stage": "true"}, "training.zero_stage=True is not one of"),
         ({"training.zero_stage": "1.0"}, "training.zero_stage=1.0 is not one of"),
-        ({"training.precision": "fp16"}, "training.precision='fp16' is not one of fp32, bf16"),
+        ({"training.precision": "fp8"}, "training.precision='fp8' is not one of fp32, bf16, fp16"),
         ({"conditioning.identity": "dlib"}, "conditioning.identity='dlib' must be a list"),
         ({"unet.channels": "[32, 6.4]"}, "unet.channels=6.4 must be of type int"),
         ({"training": "7"}, "must be a table of settings, not 7"),
@@ -112,13 +113,22 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
     ),
     ("lab", {"objective.aux_fraction": 0.25, "training.batch": 2}, ["objective.aux_fraction=0.25", "training.batch=2"]),
     ("ae-lab", {"training.zero_stage": 3}, ["training.zero_stage=3", "trains=autoencoder"]),
+    ("lab", {"training.offload": "all"}, ["training.offload=all", "training.zero_stage=1"]),
+    ("lab", {"training.offload": "optimizer", "training.zero_stage": 0}, ["training.offload=optimizer", "training.zero_stage=0"]),
+    (
+        "lab",
+        {"conditioning.background": "segmentation"},
+        ["conditioning.background=segmentation", "conditioning.mask_channel=false"],
+    ),
+    ("dln-lab", {"training.validate_every": 10}, ["training.validate_every=10", "trains=dln"]),
     ("lab", {"conditioning.identity": []}, ["conditioning.identity is empty"]),
     ("lab", {"conditioning.identity": ["dlib", "dlib"]}, ["conditioning.identity=['dlib', 'dlib']"]),
     *[("lab", {name: value}, [f"{name}={value}"]) for name, value in {
         "objective.p_self": 1.5, "objective.aux_fraction": 1.5, "conditioning.slot_dropout": 1.0, "conditioning.drop_all": -0.5,
         "data.test_fraction": 1.0, "data.shard": 0, "training.steps": 0, "training.batch": 0, "training.accumulation": 0,
         "training.processes": 0, "training.checkpoint_every": 0, "training.log_every": 0, "training.keep_checkpoints": 0,
-        "training.seed": -1, "training.lr": 0.0, "training.ema": 1.0,
+        "training.seed": -1, "training.lr": 0.0, "training.ema": 1.0, "training.ahead": -1, "training.validate_every": -1,
+        "training.validation_items": 0, "objective.min_snr": -1.0, "objective.aux_max_t": 0,
     }.items()],
 ]  # fmt: skip
 
