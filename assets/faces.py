@@ -30,7 +30,13 @@ _SHOWN = 24  # faces on a contact sheet
 
 
 def aligned_mark(workspace: Workspace, shard: Shard, preset: Preset) -> str:
-    """What a shard's aligned faces are made from: its photographs and the settings of alignment."""
+    """What a shard's aligned faces are made from: its photographs, the settings of alignment, and which photographs crashed."""
+    wanted, found = _wanted_mark(workspace, shard, preset), tables.mark_of(workspace.file(aligned(preset), shard)) or ""
+    return found if found.startswith(wanted) else wanted
+
+
+def _wanted_mark(workspace: Workspace, shard: Shard, preset: Preset) -> str:
+    """The mark of a shard's aligned faces when no photograph is left to try."""
     return tables.fingerprint(tables.mark_of(workspace.file("sources", shard)), _alignment_settings(preset))
 
 
@@ -83,24 +89,24 @@ def _accounted_for(workspace: Workspace, shard: Shard, preset: Preset) -> dg.Ass
 def align_shard(workspace: Workspace, shard: Shard, preset: Preset, crew: Crew | None = None) -> int:
     """Bring a shard's aligned faces and rejects up to date; returns how many photographs had to be looked at.
 
-    Rows of photographs that have not changed are kept, and so are those of a run that was killed on its way. One process at a
-    time works on a shard. `crew`: default is one for this call.
+    Rows of photographs that have not changed are kept, and so are those of a run that was killed on its way; what crashed is tried
+    again. One process at a time works on a shard. `crew`: default is one for this call.
     """
     with workspace.lock(f"align-{preset.crop}-{shard.key}"):
         if is_aligned(workspace, shard, preset):
             return 0
-        mark = aligned_mark(workspace, shard, preset)
+        mark = _wanted_mark(workspace, shard, preset)
         rows = tables.read(workspace.file("sources", shard)).to_pylist()
-        known = _known(workspace, shard, preset)
+        known, crashed = _known(workspace, shard, preset)
         fresh = [row for row in rows if not row["sha256"] or _key(row) not in known]
         found = [_relabelled(known[_key(row)], row) for row in rows if row["sha256"] and _key(row) in known]
         folder = workspace.folder_of(shard.dataset)
-        aligning = collection.align_each(fresh, folder, shard.dataset, preset.crop, preset.data, crew or cores())
+        aligning = collection.align_each(fresh, folder, shard.dataset, preset.crop, preset.data, crew or cores(), crashed)
         for number, result in enumerate(aligning, 1):
             found.append(result)
             if number % _KEEP_EVERY == 0 and number < len(fresh):
                 _write(_files(workspace, shard, preset, _UNFINISHED), found, preset, mark, number)
-        _write(_files(workspace, shard, preset), found, preset, mark, len(fresh))
+        _write(_files(workspace, shard, preset), found, preset, _mark_of_crashes(mark, found), len(fresh))
         for file in _files(workspace, shard, preset, _UNFINISHED):
             file.unlink(missing_ok=True)
         faces = sum(map(collection.is_face, found))
@@ -110,7 +116,7 @@ def align_shard(workspace: Workspace, shard: Shard, preset: Preset, crew: Crew |
 
 
 def is_aligned(workspace: Workspace, shard: Shard, preset: Preset) -> bool:
-    mark = aligned_mark(workspace, shard, preset)
+    mark = _wanted_mark(workspace, shard, preset)
     return all(tables.mark_of(file) == mark for file in _files(workspace, shard, preset))
 
 
@@ -148,15 +154,22 @@ def _write(files: list[Path], found: list[dict[str, Any]], preset: Preset, mark:
         tables.write(file, tables.from_rows(rows, schema).replace_schema_metadata(metadata), mark)
 
 
-def _known(workspace: Workspace, shard: Shard, preset: Preset) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Faces and rejects of an earlier run under the same settings, finished or not, by photograph."""
+def _mark_of_crashes(mark: str, found: list[dict[str, Any]]) -> str:
+    """The mark itself, or one that begins with it and says which photographs crashed."""
+    crashed = sorted(_key(row) for row in found if collection.has_crashed(row))
+    return f"{mark}-{tables.fingerprint(crashed)}" if crashed else mark
+
+
+def _known(workspace: Workspace, shard: Shard, preset: Preset) -> tuple[dict[tuple[str, str, str], dict[str, Any]], bool]:
+    """Faces and rejects of an earlier run under the same settings, finished or not, by photograph; and whether others crashed there."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for file in (*_files(workspace, shard, preset), *_files(workspace, shard, preset, _UNFINISHED)):
         if tables.mark_of(file) is not None:
             table = tables.read(file)
             if _settings_mark(preset).items() <= (table.schema.metadata or {}).items():
                 found.update({_key(row): row for row in table.to_pylist()})
-    return found
+    kept = {key: row for key, row in found.items() if not collection.has_crashed(row)}
+    return kept, len(kept) < len(found)
 
 
 @dg.asset(partitions_def=partitions.shards, deps=[aligned_faces], kinds={"parquet"}, group_name="faces")

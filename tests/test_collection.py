@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffsfsr import weights
 from diffsfsr.config import Data
 from diffsfsr.errors import InputError
 from diffsfsr.face import collection
@@ -166,6 +167,67 @@ def test_pictures_that_kill_their_worker_are_rejected_alone(tmp_path: Path, tom_
     assert [row["path"] for row in rejects] == [f"{i:02d}.png" for i in range(45) if i not in (0, 30, 44)]
     assert [row["path"] for row in rejects if row["detail"] == "its decoder crashed"] == ["03.png", "40.png"]
     assert told == list(range(1, 46))
+
+
+def test_tools_that_crash_by_themselves_are_an_error_and_no_picture_is_blamed(tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / f"{i:02d}.png").touch()
+    deadly: Any = Deadly()
+    with pytest.raises(InputError, match=r"crash on any picture: run `diffsfsr weights check` of .*shape_predictor_68"):
+        align_rows(scan(tmp_path), tmp_path, "d", 64, Data(detector=deadly), 2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_damaged_detector_is_one_error_not_many_rejects(tmp_path: Path, tom_hanks: Path, weights_dir: Path, workers: int) -> None:
+    """By bytes that end the process in OpenCV's importer: on one core that is the caller's own."""
+    name = weights.entry("yunet").file
+    content, rng = bytearray((weights_dir / name).read_bytes()), np.random.default_rng(0)
+    for i in rng.integers(0, len(content), 20):
+        content[i] = rng.integers(256)
+    (tmp_path / name).write_bytes(content)
+    crash = [sys.executable, "-c", "import cv2, sys; cv2.FaceDetectorYN.create(sys.argv[1], '', (64, 64))", str(tmp_path / name)]
+    assert subprocess.run(crash, capture_output=True, timeout=60).returncode < 0
+    for i in range(10):
+        shutil.copy(tom_hanks, tmp_path / f"{i}.png")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom diffsfsr.config import Data\nfrom diffsfsr.errors import InputError\n"
+        "from diffsfsr.face.collection import align_rows, scan\n"
+        f"root = Path({str(tmp_path)!r})\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n"
+        f"        print(align_rows(scan(root), root, 'd', 64, Data(detector='yunet'), {workers}))\n"
+        "    except InputError as error:\n"
+        "        print(f'InputError: {error}')\n"
+    )
+    environment = {**os.environ, "DIFFSFSR_WEIGHTS": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith(f"InputError: {tmp_path / name} is damaged") and ran.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("ignored", ["SIGINT", "SIGTERM"])
+def test_a_crew_outlives_a_worker_whatever_its_parent_ignores(ignored: str) -> None:
+    """A shell's `&` lets a job ignore SIGINT, and Dagster does with SIGTERM what is done with SIGINT."""
+    sleep, die = "__import__('time').sleep(0.1)", "__import__('os').kill(__import__('os').getpid(), 9)"
+    tasks, ask = ["1"] * 9 + [die] + [sleep] * 20, "__import__('signal').getsignal(__import__('signal').SIGTERM).name"
+    code = (
+        f"import signal; signal.signal(signal.{ignored}, signal.SIG_IGN)\nfrom diffsfsr.face.crew import Crew\n"
+        f"with Crew(2) as crew:\n    print(list(crew.map(eval, {tasks}, lambda task: 'crashed')))\n"
+        f"    print(set(crew.map(eval, {[ask] * 20}, str)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60)
+    assert ran.stdout.decode().splitlines() == [str([1] * 9 + ["crashed"] + [None] * 20), "{'SIG_DFL'}"], ran.stderr.decode()
+
+
+def test_closing_a_crew_waits_for_no_work_in_hand() -> None:
+    crew = Crew(2)
+    slow = ["1"] * 8 + ["__import__('time').sleep(60)"] * 40
+    results = crew.map(eval, slow, str)
+    assert next(results) == 1
+    started = time.monotonic()
+    crew.close()
+    assert time.monotonic() - started < 10
 
 
 def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path, tom_hanks: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffsfsr import weights
 from diffsfsr.config import Data
 from diffsfsr.errors import InputError, NotReady
 from diffsfsr.face import alignment, detection, images
 from diffsfsr.face.detection import DETECTORS, DlibDetector, Found, ScrfdDetector, YunetDetector, load_detector
-from diffsfsr.face.landmarks import load_landmarks
+from diffsfsr.face.landmarks import DlibLandmarks, MeshLandmarks, load_landmarks
 
 FIVE = np.array([(-20.0, -15), (22, -16), (1, 4), (-15, 24), (16, 25)])  # of a face of 40 pixels between the eyes, about its middle
 
@@ -177,6 +178,32 @@ def test_pictures_of_any_shape(name: str, tmp_path: Path, request: pytest.Fixtur
     for wrong in (np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3), np.float32), np.zeros((0, 9, 3), np.uint8)):
         with pytest.raises(ValueError, match="HWC uint8 RGB"):
             detector(wrong)
+
+
+@pytest.mark.parametrize("name", ["yunet", "facemesh"])
+def test_damaged_bytes_are_refused_before_opencv_reads_them(
+    name: str, weights_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one bit of a weight: OpenCV reads that, and would find other faces."""
+    load: Callable[[Path | None], object] = {"yunet": YunetDetector, "facemesh": MeshLandmarks}[name]
+    monkeypatch.setenv("DIFFSFSR_WEIGHTS", str(tmp_path))
+    source, path = weights_dir / weights.entry(name).file, tmp_path / weights.entry(name).file
+    path.write_bytes(source.read_bytes())
+    load(None)
+    content = bytearray(source.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    load(path)  # whoever names a file answers for it
+    with pytest.raises(InputError, match=f"{path} is damaged.*`diffsfsr weights check`"):
+        load(None)
+
+
+def test_a_damaged_predictor_of_landmarks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "damaged.dat"
+    path.write_bytes(bytes(1000))
+    monkeypatch.setattr(weights, "resolve", lambda _: path)
+    with pytest.raises(InputError, match=f"{path} is not a predictor"):
+        DlibLandmarks()
 
 
 @pytest.mark.parametrize("name", ["dlib", "yunet"])

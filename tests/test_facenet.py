@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from diffsfsr.encoders import Encoder, load_encoder
-from diffsfsr.encoders.facenet import FaceNetEncoder, InceptionResnetV1, facenet_chips, read_state
+from diffsfsr.encoders.facenet import FaceNetEncoder, InceptionResnetV1, facenet_chips
+from diffsfsr.encoders.state_file import read_state
 from diffsfsr.encoders.warp import TEMPLATES
 from diffsfsr.errors import InputError, NotReady
 
@@ -182,7 +183,7 @@ def test_another_state_is_refused_naming_the_key(state: dict[str, torch.Tensor],
     end = {k: v for k, v in state.items() if k.startswith(("block8", "last_"))}  # enough to see it
     torch.save(_changed(end, **change), path)
     with pytest.raises(InputError, match=said) as caught:
-        read_state(path, end)
+        read_state(path, end, "FaceNet")
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -198,8 +199,8 @@ def test_nothing_in_a_file_is_executed(published: Path, monkeypatch: pytest.Monk
     for name, write in (hostile | others).items():
         write()
         with pytest.raises(InputError) as caught:
-            read_state(path, {})
+            read_state(path, {}, "FaceNet")
         assert str(path) in str(caught.value) and "\n" not in str(caught.value), name
     assert not (tmp_path / "executed").exists()
     with pytest.raises(InputError, match="not a file"):
-        read_state(tmp_path, {})
+        read_state(tmp_path, {}, "FaceNet")

@@ -190,6 +190,29 @@ def test_a_bomb_is_refused_from_its_header() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes
 
 
+def _of_scans(more: int, **options: object) -> bytes:
+    """A progressive JPEG of six scans, the last of them repeated so many times."""
+    data = _encoded(Image.fromarray(_picture()).convert("L"), "JPEG", progressive=True, **options)
+    last, end = data.rfind(b"\xff\xda"), data.rfind(b"\xff\xd9")
+    return data[:end] + data[last:end] * more + data[end:]
+
+
+def test_a_jpeg_of_endless_scans_is_refused_undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _of_scans(0).count(b"\xff\xda") == 6
+    assert (images.decode(_of_scans(94)) != images.decode(_of_scans(0))).any()  # libjpeg obeys every one of them
+    monkeypatch.setattr(images, "_upright", lambda _: pytest.fail("decoded"))
+    for data in (_of_scans(95), _of_scans(95).replace(b"\xff\xda", b"\xff\xff\xff\xda"), _of_scans(200_000)):  # a marker may be padded
+        with pytest.raises(Rejected, match="more than 100 scans") as caught:
+            images.decode(data)
+        assert caught.value.reason == "too large"
+
+
+def test_what_only_looks_like_scans_is_none() -> None:
+    """Text in a comment, and whatever follows the end of the picture, as the film in a phone's photograph does."""
+    told = images.decode(_of_scans(0, comment=b"\xff\xda\0\2" * 500) + b"\0\2" + b"\xff\xda\0\2" * 500)
+    np.testing.assert_array_equal(told, images.decode(_of_scans(0)))
+
+
 def test_the_limit_is_inclusive() -> None:
     data = _encoded(Image.fromarray(_picture(10, 10)), "PNG")
     assert images.decode(data, max_pixels=100).shape == (10, 10, 3)

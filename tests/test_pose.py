@@ -365,10 +365,13 @@ def test_hopenet_refuses_other_files(hopenet_file: Path, tmp_path: Path) -> None
     state = torch.load(hopenet_file, weights_only=True)
     torch.save({k: v for k, v in state.items() if k != "fc_roll.bias"}, tmp_path / "part.pkl")
     torch.save(Bottleneck(64, 64, 1), tmp_path / "module.pkl")  # a whole module: loading it would run code
+    torch.save(state | {"fc_yaw.bias": state["fc_yaw.bias"].to(torch.complex64)}, tmp_path / "complex.pkl")
+    torch.save(state | {"fc_yaw.bias": state["fc_yaw.bias"] * torch.nan}, tmp_path / "nan.pkl")
     (tmp_path / "text.pkl").write_text("no weights")
     (tmp_path / "cut.pkl").write_bytes(hopenet_file.read_bytes()[:5000])
     (tmp_path / "empty.pkl").write_bytes(b"")
-    for name in ("part", "module", "text", "cut", "empty", "hostile"):
-        with pytest.raises(InputError, match=f"{name}.pkl"):
+    for name in ("part", "module", "complex", "nan", "text", "cut", "empty", "hostile"):
+        with pytest.raises(InputError, match=f"{name}.pkl") as caught:
             HopenetResNet.from_file(tmp_path / f"{name}.pkl")
+        assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()

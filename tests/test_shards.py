@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unlucky import Unlucky
 
 from assets import faces as faces_room
-from assets.faces import align_shard, aligned_mark, mask_shard, unpack
+from assets.faces import align_shard, aligned_mark, is_aligned, is_masked, mask_shard, unpack
 from assets.images import take_stock
 from assets.stores.workspace import Shard, Workspace, aligned
 from diffsfsr import config, presets, tables
@@ -131,6 +132,26 @@ def test_other_settings_look_at_everything_again(tmp_path: Path, tom_hanks: Path
     assert align_shard(workspace, shard, TINY) == 2
     monkeypatch.setattr(collection, "VERSION", 99)
     assert align_shard(workspace, shard, TINY) == 2
+
+
+def test_what_crashed_is_tried_again_apart_and_what_is_made_of_it_follows(tmp_path: Path, tom_hanks: Path) -> None:
+    large = config.override(TINY, {"data.shard": 100})
+    folder, workspace, diary = touch(tmp_path / "photos", *(f"{i}.jpg" for i in range(8))), Workspace(tmp_path / "home"), tmp_path / "diary"
+    for name in ("1.png", "2.png"):
+        shutil.copy(tom_hanks, folder / name)
+    (shard,), _ = take_stock(workspace, "photos", folder, large)
+    with Unlucky(2, "2.png", diary, deaths=2) as crew:  # among the others, then alone
+        assert align_shard(workspace, shard, large, crew) == 10
+    rejects = tables.read(workspace.file("rejects-64", shard)).to_pylist()
+    assert [row["path"] for row in rejects if row["detail"] == "its decoder crashed"] == ["2.png"]
+    assert not is_aligned(workspace, shard, large) and all_faces(workspace) == {"1.png": "1"}
+    assert len(mask_shard(workspace, shard, large)) == 1 and is_masked(workspace, shard, large)
+
+    with Unlucky(1, "2.png", diary, deaths=2) as crew:
+        assert align_shard(workspace, shard, large, crew) == 1
+    assert int(diary.read_text().split()[-1]) != os.getpid()  # it might have ended this process
+    assert is_aligned(workspace, shard, large) and all_faces(workspace) == {"1.png": "1", "2.png": "2"}
+    assert not is_masked(workspace, shard, large) and len(mask_shard(workspace, shard, large)) == 2
 
 
 def test_masks_follow_the_faces(tmp_path: Path, tom_hanks: Path) -> None:

@@ -7,10 +7,7 @@ differ from the paper's Figure 3 in places.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +15,10 @@ from torch import Tensor, nn
 
 from diffsfsr import weights
 from diffsfsr.encoders.frozen import freeze, weights_version
+from diffsfsr.encoders.state_file import read_state
 from diffsfsr.encoders.warp import TEMPLATES, template_matrix, warp
-from diffsfsr.errors import InputError
 
-_LARGEST_FILE = 500_000_000  # bytes; the published ones have about 115 million
 _CLASSIFIER = ("logits.weight", "logits.bias")  # of the people it was trained on; no embedding needs it
-_COUNTER = ".num_batches_tracked"  # of training only; files older than torch 0.4.1 lack it
 
 
 class Unit(nn.Module):
@@ -138,7 +133,7 @@ class InceptionResnetV1(nn.Module):
     def from_file(cls, path: Path) -> InceptionResnetV1:
         """The network with the weights of a .pt file, loaded strictly. Raises InputError as `read_state` does."""
         net = cls()
-        net.load_state_dict(read_state(path, net.state_dict()))
+        net.load_state_dict(read_state(path, net.state_dict(), "FaceNet", ignored=_CLASSIFIER))
         return net
 
 
@@ -165,42 +160,3 @@ def facenet_chips(images: Tensor, landmarks: Tensor) -> Tensor:
     """What FaceNet was shown of a face: images (B, 3, H, W) in [-1, 1] -> chips (B, 3, 160, 160) in 0..255."""
     template = TEMPLATES["facenet"]
     return warp((images.float() + 1) * 127.5, template_matrix(landmarks.float(), template), template.size)
-
-
-# --- the file ---------------------------------------------------------------------------------------------------------
-
-
-def read_state(path: Path, want: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a facenet-pytorch state dict that `want` names, of the same shapes; its classifier is accepted and dropped.
-
-    Read by torch.load(weights_only=True): nothing in the file is executed. Raises InputError, naming the file and the first key
-    that does not fit, for anything else than that network's finite weights.
-    """
-    found = _load(Path(path))
-    counters = {name: value for name, value in want.items() if name.endswith(_COUNTER)}
-    state = counters | {name: value for name, value in found.items() if name not in _CLASSIFIER}
-    shapes, wanted = ({name: tuple(value.shape) for name, value in tensors.items()} for tensors in (state, want))
-    if wrong := sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name)):
-        name = wrong[0]
-        raise InputError(f"{path} is not FaceNet's: {name} is {shapes.get(name, 'absent')} where {wanted.get(name, 'nothing')} belongs")
-    if bad := next((name for name, value in state.items() if not value.isfinite().all()), ""):
-        raise InputError(f"{path} is damaged: {bad} holds values that are not finite; pull it again")
-    return state
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    if not path.is_file() or path.stat().st_size > _LARGEST_FILE:
-        raise InputError(f"{path} is not a file of at most {_LARGEST_FILE} bytes: give 20180402-114759-vggface2.pt")
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path} holds something else than tensors, which is not loaded: give 20180402-114759-vggface2.pt") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"{path} cannot be read as torch weights ({_line(error)}): pull it again") from error
-    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
-        raise InputError(f"{path} is not a state dict: give 20180402-114759-vggface2.pt")
-    return found
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -12,13 +12,15 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from diffsfsr import weights
 from diffsfsr.config import Data
 from diffsfsr.errors import InputError, did_you_mean
-from diffsfsr.face.crew import Crew
+from diffsfsr.face.crew import Crew, survives
 from diffsfsr.fetch.listing import word_folders
 
 VERSION = 2  # of alignment: raise it where the code gives other crops than before
@@ -26,6 +28,7 @@ VERSION = 2  # of alignment: raise it where the code gives other crops than befo
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
 SPLITS = ("train", "test")
+_CRASHED = "its decoder crashed"  # the detail of such a reject
 _COLUMNS = ("file", "person", "emotion", "face", "split")
 
 
@@ -191,16 +194,24 @@ def is_face(result: Row) -> bool:
     return "crop" in result
 
 
-def align_each(rows: list[Row], root: Path, dataset: str, size: int, data: Data, workers: int | Crew = 1) -> Iterator[Row]:
+def has_crashed(result: Row) -> bool:
+    """Whether the process that worked on it died. Perhaps the machine did that, not the picture: it is worth another try."""
+    return result.get("detail") == _CRASHED
+
+
+def align_each(
+    rows: list[Row], root: Path, dataset: str, size: int, data: Data, workers: int | Crew = 1, apart: bool = False
+) -> Iterator[Row]:
     """For each row in turn a face or a reject.
 
-    Work is spread over a crew, or over so many processes that end with the call. A picture that kills its worker is rejected as
-    unreadable, alone.
+    Work is spread over a crew, or over so many processes that end with the call; `apart`: never done in this process, because one of
+    the rows has crashed before. A picture that kills its worker is rejected as unreadable, alone. Raises InputError where detector
+    and landmarks kill it without any picture.
     """
     seen: dict[str, str] = {}
     tasks = [(row, str(root), dataset, size, data) for row in rows]
     with nullcontext(workers) if isinstance(workers, Crew) else Crew(workers) as crew:
-        for row, result in zip(rows, crew.map(_align, tasks, _crashed), strict=True):
+        for row, result in zip(rows, crew.map(_align, tasks, _crashed, apart), strict=True):
             if is_face(result) and result["face_id"] in seen:
                 yield _reject(row, "duplicate", f"the same picture as {seen[result['face_id']]}")
                 continue
@@ -236,7 +247,32 @@ def _align(task: tuple[Any, ...]) -> Row:
 
 
 def _crashed(task: tuple[Any, ...]) -> Row:
-    return _reject(task[0], "unreadable", "its decoder crashed")
+    row, *_, data = task
+    if not _works(data):
+        files = " or ".join(str(weights.resolve(name)) for name in weights.used_to_align(data))
+        raise InputError(
+            f"detector {data.detector} and landmarks {data.landmarks} crash on any picture: run `diffsfsr weights check` of {files}"
+        )
+    return _reject(row, "unreadable", _CRASHED)
+
+
+@lru_cache
+def _works(data: Data) -> bool:
+    """Whether detector and landmarks live through a picture of nothing. (Asked when a process has died: who was it?)"""
+    return survives(_look, data)
+
+
+def _look(data: Data) -> None:
+    import numpy as np
+
+    from diffsfsr.face.detection import Found, load_detector
+    from diffsfsr.face.images import Rejected
+    from diffsfsr.face.landmarks import load_landmarks
+
+    nothing = np.zeros((64, 64, 3), np.uint8)
+    load_detector(data.detector)(nothing)
+    with suppress(Rejected):
+        load_landmarks(data.landmarks)(nothing, Found((16, 16, 48, 48), 1.0))
 
 
 def _identity(row: Row, data: Data) -> str:

@@ -118,8 +118,8 @@ class YunetDetector:
     name = "yunet"
 
     def __init__(self, path: Path | None = None) -> None:
-        """`path`: default is the zoo's `yunet`. Raises InputError where OpenCV cannot read it."""
-        self._net = open_yunet(path or weights.resolve("yunet"))
+        """`path`: default is the zoo's `yunet`, its hash compared. Raises InputError where OpenCV cannot read it."""
+        self._net = open_yunet(path or weights.verified("yunet"))
         self._lock = threading.Lock()  # the size of its input is a setting
 
     def __call__(self, image: np.ndarray) -> list[Found]:
@@ -144,7 +144,10 @@ class YunetDetector:
 
 
 def open_yunet(path: Path, size: tuple[int, int] = (32, 32)) -> Any:
-    """OpenCV's object over YuNet's file, for pictures of that width and height. Raises InputError where it cannot read it."""
+    """OpenCV's object over YuNet's file, for pictures of that width and height. Raises InputError where it cannot read it.
+
+    Damaged bytes may end the process: OpenCV divides by a size that they give.
+    """
     import cv2
 
     level = cv2.utils.logging.getLogLevel()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import secrets
 import stat
 import warnings
@@ -33,6 +34,11 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PP
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"})
 _MAX_PIXELS = 100_000_000
 MAX_BYTES = 200_000_000  # of a file; a larger one is not read
+# Encoders write one to a dozen. Every scan goes over the whole picture, whatever few bytes it has: of so many, a hundred million pixels
+# take half a minute, and a file of a megabyte could hold a hundred thousand. libtiff refuses more than that in its own JPEGs, too.
+_MAX_SCANS = 100
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a JPEG: one with a segment behind it, or the end
+_END, _SCAN = b"\xd9", b"\xda"
 _BITS_PER_SAMPLE = 258  # TIFF 6.0, section 8
 
 
@@ -100,7 +106,8 @@ def decode(data: bytes, max_pixels: int = _MAX_PIXELS) -> np.ndarray:
     """An encoded picture as HWC uint8 RGB, upright by its EXIF orientation; of an animation, the first frame.
 
     Deeper samples are scaled to eight bits, and transparency is laid on white. The size is taken from the header before any
-    pixel is decoded. Raises Rejected("too large") above `max_pixels`, Rejected("unreadable") for whatever cannot be decoded.
+    pixel is decoded. Raises Rejected("too large") above `max_pixels` or a hundred scans, Rejected("unreadable") for whatever cannot
+    be decoded.
     """
     if not data:
         raise Rejected("unreadable", "the file is empty")
@@ -111,6 +118,8 @@ def decode(data: bytes, max_pixels: int = _MAX_PIXELS) -> np.ndarray:
         width, height = image.size
         if width * height > max_pixels:
             raise Rejected("too large", f"{width} x {height} pixels, more than {max_pixels:,}")
+        if data.startswith(b"\xff\xd8") and _has_too_many_scans(data):
+            raise Rejected("too large", f"a JPEG of more than {_MAX_SCANS} scans: save it anew")
         return _to_rgb8(_upright(image.to_pillow() if hasattr(image, "to_pillow") else image))
     except Rejected:
         raise
@@ -136,6 +145,15 @@ def _open(data: bytes) -> Any:
     except ImportError as error:
         raise Rejected("unreadable", "a HEIC picture; install pillow-heif or save it as JPEG") from error
     return pillow_heif.open_heif(io.BytesIO(data))
+
+
+def _has_too_many_scans(jpeg: bytes) -> bool:
+    """By its segments (ITU-T T.81, B.1.1.4): each a marker and a length, and behind that of a scan coded data without markers."""
+    scans, at = 0, 2
+    while scans <= _MAX_SCANS and (marker := _MARKER.search(jpeg, at)) and marker[1] != _END:
+        scans += marker[1] == _SCAN
+        at = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")
+    return scans > _MAX_SCANS
 
 
 def _is_heif(data: bytes) -> bool:

@@ -75,9 +75,14 @@ class DlibLandmarks:
     name = "dlib"
 
     def __init__(self) -> None:
+        """Raises InputError for a file that is none."""
         import dlib
 
-        self._predictor = dlib.shape_predictor(str(weights.resolve("dlib-landmarks-68")))
+        path = weights.resolve("dlib-landmarks-68")
+        try:
+            self._predictor = dlib.shape_predictor(str(path))
+        except RuntimeError as error:
+            raise InputError(f"{path} is not a predictor of landmarks that dlib can read: run `diffsfsr weights check`") from error
 
     def __call__(self, image: np.ndarray, face: Found) -> np.ndarray:
         """The landmarks (68, 2) of a face.
@@ -122,8 +127,8 @@ class MeshLandmarks:
     name = "facemesh"
 
     def __init__(self, path: Path | None = None) -> None:
-        """`path`: default is the zoo's `facemesh`. Raises InputError for a file that is none."""
-        self._net = _open_mesh(path or weights.resolve("facemesh"))
+        """`path`: default is the zoo's `facemesh`, its hash compared. Raises InputError for a file that is none."""
+        self._net = _open_mesh(path or weights.verified("facemesh"))
         self._lock = threading.Lock()  # its input is a setting
 
     def __call__(self, image: np.ndarray, face: Found) -> np.ndarray:

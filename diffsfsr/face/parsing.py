@@ -97,11 +97,15 @@ class FaceUnetParser(_NetworkParser):
     _SIDE = 256  # of its input
 
     def __init__(self, device: str | None = None) -> None:
-        """Raises NotReady when the zoo's `face_unet` is not on this machine."""
+        """Raises NotReady when the zoo's `face_unet` is not on this machine, InputError for a file of another network."""
+        import torch
+
         from diffsfsr.encoders.onnx_net import OnnxNet
 
         self.device = _device(device)
-        self.net = OnnxNet.load(weights.resolve("face_unet")).to(self.device)
+        noise = torch.rand(2, 3, self._SIDE, self._SIDE, generator=torch.Generator().manual_seed(0))
+        path = weights.resolve("face_unet")
+        self.net = OnnxNet.tried("face_unet", path, noise, gives=[(2, 1, self._SIDE, self._SIDE)]).to(self.device)
 
     def verdicts(self, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         import torch

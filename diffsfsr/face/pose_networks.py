@@ -16,8 +16,8 @@ from diffsfsr import weights
 from diffsfsr.encoders.face_box import FaceBox, landmark_box, yunet_box
 from diffsfsr.encoders.frozen import freeze, weights_version
 from diffsfsr.encoders.onnx_net import OnnxNet
+from diffsfsr.encoders.state_file import read_state
 from diffsfsr.encoders.warp import warp
-from diffsfsr.errors import InputError
 
 # --- FSA-Net ----------------------------------------------------------------------------------------------------------
 
@@ -30,9 +30,11 @@ class FsaNet(nn.Module):
     _MARGIN = 0.4  # on every side of the detector's box
 
     def __init__(self) -> None:
-        """Raises NotReady when a file of the zoo's `fsanet-1x1` and `fsanet-var` is not on this machine."""
+        """Raises NotReady when a file of the zoo's `fsanet-1x1` and `fsanet-var` is not on this machine, InputError for another network."""
         super().__init__()
-        self.nets = nn.ModuleList(OnnxNet.load(weights.resolve(name)) for name in ("fsanet-1x1", "fsanet-var"))
+        noise = 2 * torch.rand(1, 3, self._SIZE, self._SIZE, generator=torch.Generator().manual_seed(0)) - 1
+        names = ("fsanet-1x1", "fsanet-var")
+        self.nets = nn.ModuleList(OnnxNet.tried(name, weights.resolve(name), noise, gives=[(1, 3)]) for name in names)
         self.version = weights_version(self.nets, "YuNet box of the landmarks + 0.4, 64, BGR (x - 127.5) / 128")
         freeze(self)
 
@@ -108,16 +110,9 @@ class HopenetResNet(nn.Module):
 
     @classmethod
     def from_file(cls, path: Path) -> HopenetResNet:
-        """The network with the weights of a state dict's file, loaded strictly; nothing in the file is executed.
-
-        Raises InputError, naming the file, when it holds something else.
-        """
+        """The network with the weights of a .pkl file, loaded strictly. Raises InputError as `read_state` does."""
         net = cls()
-        try:
-            net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as e:  # a damaged file makes torch.load stumble over anything: struct.error, KeyError, UnicodeDecodeError, ...
-            reason = (str(e).splitlines() or [type(e).__name__])[0]
-            raise InputError(f"{path} is not Hopenet's state dict ({reason}): run `diffsfsr weights check`") from e
+        net.load_state_dict(read_state(path, net.state_dict(), "Hopenet"))
         return net
 
 
