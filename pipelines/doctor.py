@@ -37,6 +37,9 @@ _SETTINGS = {  # variable: what holds without it; of the first five, `Environmen
     "DIFFSFSR_WEIGHTS": "no folder: weights come from packages and from the state folder",
     "DIFFSFSR_WEIGHTS_MIRROR": "none: weights come from their published addresses",
     "DIFFSFSR_CORES": "as many as there are cores",
+    "DIFFSFSR_NODES": "1: training runs on this machine alone",
+    "DIFFSFSR_NODE_RANK": "no number: needed where several machines train",
+    "DIFFSFSR_RENDEZVOUS": "no address: needed where several machines train",
     "DIFFSFSR_DEBUG": "off: errors in one line",
 }
 _SERVERS_OWN = ("DIFFSFSR_DAGSTER_", "DIFFSFSR_COMPUTE_", "DIFFSFSR_MLFLOW_", "DIFFSFSR_GUARD_")  # deploy/ and child processes
@@ -168,7 +171,15 @@ def _weights(gaps: list[Row]) -> list[Row]:
     from diffsfsr.errors import InputError
 
     rows: list[Row] = []
-    agreed = weights.accepted()
+    agreed: dict[str, dict[str, str]] = {}
+    try:
+        agreed = weights.accepted()
+    except InputError as error:
+        _gap(gaps, "the record of accepted licences cannot be read", str(error))
+    try:
+        weights.pins()
+    except InputError as error:
+        _gap(gaps, "the record of hashes of first pulls cannot be read", str(error))
     for name, entry in weights.ZOO.items():
         row: Row = {"name": name, "role": entry.role, "licence": entry.licence, "commercial": entry.commercial, "found": None, "do": ""}
         row["accepted"] = agreed.get(name, {}).get("accepted")
@@ -179,6 +190,8 @@ def _weights(gaps: list[Row]) -> list[Row]:
         except InputError as error:
             row["found"], row["do"] = str(weights.find(name)), str(error)
             _gap(gaps, f"the file of {name} is not the right one", str(error))
+        except OSError as error:
+            row["do"] = f"see to {error.filename}: {error.strerror}"
         rows.append(row)
     missing = [row for row in rows if row["found"] is None]
     needed = [row for row in missing if weights.ZOO[row["name"]].packaged]

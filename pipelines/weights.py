@@ -19,14 +19,14 @@ def listed(args: Namespace) -> Any:
 
 
 def checked(args: Namespace) -> Any:
-    """Reads every file that is here and compares its hash; exit code 1 where one is wrong."""
+    """Reads every file that is here and compares its hash; exit code 1 where one is wrong or cannot be read."""
     from diffsfsr.weights import check
 
     rows = [status.__dict__ for status in check()]
-    wrong = [row["name"] for row in rows if row["state"] == "wrong"]
-    if wrong:
-        print(f"diffsfsr: not the files that they should be: {', '.join(wrong)}; remove them and pull again", file=sys.stderr)
-        args.code = 1
+    for state, what in (("wrong", "not the files that they should be"), ("unreadable", "files that cannot be read")):
+        if named := [row["name"] for row in rows if row["state"] == state]:
+            print(f"diffsfsr: {what}: {', '.join(named)}; remove them and pull again", file=sys.stderr)
+            args.code = 1
     if args.json:
         return rows
     return "\n".join(f"{row['name']:36} {row['state']:9} {' '.join(str(row[k]) for k in ('path', 'detail') if row[k])}" for row in rows)

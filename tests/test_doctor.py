@@ -159,6 +159,17 @@ def test_weights_are_found_missing_or_wrong(monkeypatch: pytest.MonkeyPatch, tmp
     assert "the file of reid0095 is not the right one" in gaps(found) and "replace it" in rows["reid0095"]["do"]
 
 
+def test_damaged_records_are_gaps_among_others(tmp_path: Path) -> None:
+    folder = tmp_path / "diffsfsr-home/weights"
+    folder.mkdir(parents=True)
+    (folder / "licences.json").write_text("[" * 10**5)
+    (folder / "lock.json").write_text("{")
+    found = doctor.examine()
+    assert f"accepted licences cannot be read -> {folder / 'licences.json'} is not JSON" in gaps(found)
+    assert f"first pulls cannot be read -> {folder / 'lock.json'} is not JSON" in gaps(found)
+    assert {row["name"] for row in found["weights"]} == set(weights.ZOO) and found["state"]["exists"]
+
+
 def test_without_the_dlib_files_no_face_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = dataclasses.replace(weights.ZOO["dlib-face"], file="elsewhere.dat")
     monkeypatch.setitem(weights.ZOO, "dlib-face", absent)

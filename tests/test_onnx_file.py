@@ -324,11 +324,21 @@ def filled(*shape: int) -> onnx.ModelProto:
     return model(nodes, {"x": [1]}, constants={"n": vector(*shape)})
 
 
+def squared(times: int, batch: int | str) -> onnx.ModelProto:
+    """The batch less one, squared again and again."""
+    nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Gather", ["s", "first"], ["b"])]
+    nodes += [helper.make_node("Sub", ["b", "one"], ["v0"])]
+    nodes += [helper.make_node("Mul", [f"v{i}", f"v{i}"], [f"v{i + 1}"]) for i in range(times)]
+    return model(nodes, {"x": [batch, 4]}, outputs=[f"v{times}"], constants={"first": np.array(0), "one": np.array(1)})
+
+
 COUNTED = {"a": np.array(0), "b": np.array(2**50), "c": np.array(1)}
 GROWING: list[tuple[Callable[[], onnx.ModelProto], str]] = [
     (lambda: doubled(26, "constant"), r"\(Concat\).*out of proportion to the file"),
     (lambda: doubled(60, "input"), r"\(Concat\).*makes 536870912 numbers at once"),
     (lambda: doubled(24, "shape"), r"\(Concat\).*a shape of 2048 numbers"),
+    (lambda: squared(40, 5), r"node number 7 \(Mul\).*a size that 64 bits do not hold"),  # 4, 16, ... 4 ** 32
+    (lambda: squared(40, "batch"), r"node number 9 \(Mul\).*multiplies more than 64 sizes"),  # 1 at a batch of two, and endless at three
     (lambda: filled(2**40), r"node 'fill' \(ConstantOfShape\).*makes 1099511627776 numbers at once"),
     (lambda: filled(2**26), r"node 'fill' \(ConstantOfShape\).*a constant of 67108864 numbers, out of proportion"),
     (lambda: filled(2**40, 2**40), "fill"),
@@ -401,6 +411,8 @@ def test_twenty_thousand_nodes_are_enough(tmp_path: Path) -> None:
             r"\(MaxPool\)",
         ),
         (helper.make_node("Transpose", ["x"], ["y"], name="it", perm=[0, 0, 0, 0]), [1, 4, 5, 5], r"\(Transpose\)"),
+        (helper.make_node("Gather", ["x", "far"], ["y"], name="it", axis=1), [1, 4, 5, 5], "reads places -5 to 4 of 4"),
+        (helper.make_node("GatherElements", ["x", "far"], ["y"], name="it"), [4, 2], "reads places -5 to 4 of 4"),
         (helper.make_node("Flatten", ["x"], ["y"], name="it", axis=9), [1, 4, 5, 5], "axis 9 of a value of 4 dimensions"),
         (helper.make_node("Softmax", ["x"], ["y"], name="it", axis=-9), [1, 4, 5, 5], r"\(Softmax\)"),
         (helper.make_node("DepthToSpace", ["x"], ["y"], name="it", blocksize=0), [1, 4, 5, 5], r"\(DepthToSpace\)"),
@@ -417,5 +429,5 @@ def test_twenty_thousand_nodes_are_enough(tmp_path: Path) -> None:
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_settings_that_make_no_sense_are_named(node: onnx.NodeProto, shape: list[int], said: str, tmp_path: Path) -> None:
-    constants = {"w": np.ones((4, 4, 3, 3), np.float32), "b": np.ones(4, np.float32)}
+    constants = {"w": np.ones((4, 4, 3, 3), np.float32), "b": np.ones(4, np.float32), "far": np.array([[-5, 4]])}
     refused(saved(tmp_path / "net.onnx", model([node], {"x": shape}, constants=constants)), said)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,14 @@ from onnx import TensorProto, helper
 from synthetic import faces
 from torch import Tensor
 
+from diffsfsr import weights
+from diffsfsr.encoders import onnx_net
+from diffsfsr.encoders.blendshapes import BlendshapeEncoder
 from diffsfsr.encoders.frozen import weights_version
 from diffsfsr.encoders.onnx_net import OnnxNet
 from diffsfsr.errors import InputError
+from diffsfsr.face.parsing import FaceUnetParser
+from diffsfsr.face.pose_networks import FsaNet
 
 RECOGNISERS = ("reid0095", "mobilefacenet_arcface", "mobileface_v2")
 
@@ -311,3 +317,63 @@ def test_a_batch_fixed_at_export_is_kept(tmp_path: Path) -> None:
     assert net.input_shapes == ((5, 4, 6, 8),) and net(torch.zeros(5, 4, 6, 8))[0].shape == (5, 2, 2, 6, 8)
     with pytest.raises(InputError, match=r"\(4, 4, 6, 8\), where \(5, 4, 6, 8\) belongs .it was exported for one batch size"):
         net(torch.zeros(4, 4, 6, 8))
+
+
+# --- a trial when it is loaded ----------------------------------------------------------------------------------------
+
+FLAT = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["f"])]
+TRIALS: dict[str, tuple[list[onnx.NodeProto], str]] = {
+    "index": (
+        [
+            helper.make_node("ArgMax", ["f"], ["i"], axis=1, keepdims=0),
+            helper.make_node("Add", ["i", "far"], ["j"]),
+            helper.make_node("Gather", ["table", "j"], ["y"]),
+        ],
+        "is not net: index 99[0-9] is out of bounds",
+    ),
+    "nan": ([helper.make_node("Neg", ["f"], ["n"]), helper.make_node("Log", ["n"], ["y"])], "is not net, or is damaged: .* no numbers"),
+    "infinite": ([helper.make_node("Div", ["f", "none"], ["y"])], "no numbers"),
+    "shape": ([helper.make_node("Concat", ["f", "f"], ["y"], axis=1)], r"is not net: it turns \[\(2, 3, 9, 9\)\] into \[\(2, 6\)\]"),
+}
+
+
+@pytest.mark.parametrize("kind", TRIALS)
+def test_what_comes_of_a_trial_is_one_line_with_the_files_name(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nodes, said = TRIALS[kind]
+    constants = {"far": np.array(990), "table": np.ones((5, 3), np.float32), "none": np.zeros(1, np.float32)}
+    path = saved(tmp_path / "net.onnx", model([*FLAT, *nodes], {"x": ["n", 3, 9, 9]}, constants=constants))
+    x = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=said) as caught:
+        OnnxNet.tried("net", path, x, gives=[(2, 3)])
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_whatever_a_file_raises_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what no operator raises: too little memory, a graph that torch.fx cannot finish."""
+    path = saved(tmp_path / "net.onnx", model(FLAT, {"x": ["n", 3, 9, 9]}, outputs=["f"]))
+
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(onnx_net.Recorder, "finish", fails)
+    with pytest.raises(InputError, match=f"{path}: MemoryError"):
+        OnnxNet.load(path)
+
+
+@pytest.mark.parametrize(
+    ("loader", "name", "shapes"),
+    [
+        (BlendshapeEncoder, "facemesh", {"x": ["n", 3, 256, 256]}),
+        (FaceUnetParser, "face_unet", {"x": ["n", 3, 256, 256]}),
+        (FsaNet, "fsanet-1x1", {"x": [1, 3, 64, 64]}),
+    ],
+)
+def test_every_loader_tries_its_network(
+    loader: Callable[[], object], name: str, shapes: dict[str, list[int | str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that takes what the right one takes, and gives something else."""
+    path = saved(tmp_path / "net.onnx", model(FLAT[:1], shapes, outputs=["p"]))
+    monkeypatch.setattr(weights, "resolve", lambda name: path)
+    with pytest.raises(InputError, match=f"net.onnx is not {name}: it turns"):
+        loader()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from graphs import model, saved
 
 from diffsfsr import weights
 from diffsfsr.encoders import ENCODERS, IDENTITY, Encoder, load_encoder, recogniser
@@ -206,3 +207,24 @@ def test_another_network_under_the_name_is_refused(weights_dir: Path, monkeypatc
         with pytest.raises(InputError, match=f"{other}.onnx is not {name}: ") as caught:
             OnnxRecogniser(name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_gives_no_numbers_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The right shapes, and NaN: nothing may be embedded by it."""
+    from onnx import helper
+
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w"], ["g"]),
+        helper.make_node("Sqrt", ["g"], ["y"]),
+    ]
+    for sign in (1, -1):
+        w = np.full((3, 256), sign, np.float32)
+        path = saved(tmp_path / "net.onnx", model(nodes, {"x": ["n", 3, 112, 112]}, constants={"w": w}))
+        monkeypatch.setattr(weights, "resolve", lambda name: path)  # noqa: B023
+        if sign > 0:
+            assert OnnxRecogniser("mobileface_v2").dim == 256
+            continue
+        with pytest.raises(InputError, match="net.onnx is not mobileface_v2, or is damaged"):
+            OnnxRecogniser("mobileface_v2")

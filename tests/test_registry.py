@@ -9,11 +9,13 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +65,92 @@ def test_two_first_opens_at_once_migrate_once_and_share_a_run(tmp_path: Path) ->
     openers = [SPAWN.Process(target=open_together, args=(str(tmp_path), gate, found)) for _ in range(2)]
     for opener in openers:
         opener.start()
-    answers = [found.get(timeout=60) for _ in openers]
+    answers = [found.get(timeout=180) for _ in openers]
     for opener in openers:
         opener.join(30)
     assert sorted(did for did, _ in answers) == [False, True]
     assert answers[0][1] == answers[1][1]
+
+
+# --- a first start that is killed -------------------------------------------------------------------------------------
+
+
+def killed_after(words: str, start: Callable[[], object]) -> None:
+    """`start` in a process of its own that is killed right after its first statement of SQL with those words."""
+
+    def child() -> None:
+        from sqlalchemy import event
+        from sqlalchemy.engine import Engine
+
+        @event.listens_for(Engine, "after_cursor_execute")
+        def _kill(connection: object, cursor: object, statement: str, *_: object) -> None:
+            if words in statement:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        start()
+
+    process = multiprocessing.get_context("fork").Process(target=child)  # MLflow is imported already, and nothing is open
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def by_mlflow(uri: str) -> None:
+    """What MLflow does with a database at its own first start."""
+    import mlflow.store.db.utils as db
+
+    engine = db.create_sqlalchemy_engine_with_retry(uri)
+    (db._initialize_tables if db._is_empty_database(engine) else db._upgrade_db)(engine)
+
+
+MOMENTS = ("CREATE TABLE metrics", "CREATE TABLE _alembic_tmp_metrics", "CREATE TABLE secrets", "ALTER TABLE _alembic_tmp_spans RENAME")
+
+
+def test_a_start_after_first_starts_that_were_killed(prepared: Path, tmp_path: Path) -> None:
+    """At the first tables, in the middle of a table's change, between two, and near the end."""
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mlartifacts")
+    for words in MOMENTS:
+        killed_after(words, registry.prepare_store)
+    assert registry.open_run("first", "training") and not registry.prepare_store()
+    assert sorted(p.name for p in tmp_path.glob("mlflow*")) == ["mlflow.db", "mlflow.db.lock"]
+
+
+def test_what_mlflow_left_half_made_is_begun_again(prepared: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    killed_after(MOMENTS[1], lambda: by_mlflow(uri))
+    with pytest.raises(Exception, match="duplicate column|already exists"):  # the fault itself
+        by_mlflow(uri)
+    assert Registry(uri, tmp_path / "mlartifacts").open_run("first", "training")
+    assert not list(tmp_path.glob("*.before-*"))  # there was nothing in it
+
+
+def test_a_database_with_anything_in_it_is_never_lost(prepared: Path, tmp_path: Path) -> None:
+    """Half-made, it is left as it is; of an earlier MLflow, it is migrated, killed once on the way, and kept beside."""
+    uri, insert = (
+        f"sqlite:///{tmp_path}/mlflow.db",
+        "INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (7, 'mine', 'active')",
+    )
+    killed_after(MOMENTS[1], lambda: by_mlflow(uri))
+    query(tmp_path / "mlflow.db", insert)
+    before = (tmp_path / "mlflow.db").read_bytes()
+    with pytest.raises(NotReady, match="mlflow.db cannot be brought to this MLflow's schema .*backup"):
+        Registry(uri).prepare_store()
+    assert (tmp_path / "mlflow.db").read_bytes() == before
+    (tmp_path / "mlflow.db").unlink()
+    killed_after("CREATE TABLE alembic_version", lambda: by_mlflow(uri))  # the tables of the first MLflow of all
+    query(tmp_path / "mlflow.db", insert)
+    killed_after(MOMENTS[2], Registry(uri).prepare_store)
+    assert Registry(uri).prepare_store() and Registry(uri)._client.get_experiment("7").name == "mine"
+    (kept,) = tmp_path.glob("mlflow.db.before-*")
+    assert query(kept, "SELECT name FROM experiments") == [("mine",)]
+
+
+def query(file: Path, statement: str) -> list[Any]:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        return connection.execute(statement).fetchall()
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_found_again_by_its_name(registry: Registry) -> None:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from graphs import model, saved
+from onnx import helper
 
 from diffsfsr import config, presets, weights
 from diffsfsr.errors import InputError, NotReady
@@ -34,11 +36,13 @@ class Server(http.server.ThreadingHTTPServer):
     """Serves `body` at every path with Range and If-Range.
 
     `cut`: bytes into the next reply the connection breaks; `stall`: bytes into each reply it falls silent; `drip`: one byte a
-    tenth of a second from there on; `redirect`: where to send everybody; `length`: what it says of the body's size, None nothing.
+    tenth of a second from there on; `redirect`: where to send everybody; `length`: what it says of the body's size, None nothing;
+    `kind`: the content's type.
     """
 
     daemon_threads = True
     body, etag, cut, status, stall, drip, redirect = BODY, '"one"', 0, 0, 0, False, ""
+    kind = ""
     length: int | None = -1
 
     def __init__(self) -> None:
@@ -69,12 +73,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.end_headers()
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         start = int(wanted[1]) if wanted and self.headers.get("If-Range", s.etag) == s.etag else 0
-        if start >= len(s.body):
+        if start and start >= len(s.body):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(s.body)}")
             self.send_header("Content-Length", "0")
             return self.end_headers()
         self.send_response(206 if start else 200)
+        if s.kind:
+            self.send_header("Content-Type", s.kind)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(s.body) - 1}/{len(s.body)}")
         if s.length is not None:
@@ -346,7 +352,7 @@ def test_an_unpinned_entry_is_pinned_by_its_first_pull(server: Server, add: Adde
     path.write_bytes(BODY[1:])
     assert state("net") == "wrong"
     server.body = BODY[1:]
-    with pytest.raises(InputError, match="nothing was kept"):
+    with pytest.raises(InputError, match="nothing was kept.*take 'net' out of .*lock.json and pull again"):
         weights.pull("net")
     server.body = BODY
     assert weights.pull("net").read_bytes() == BODY  # a wrong file in our own folder is replaced
@@ -384,14 +390,108 @@ def test_what_is_found_needs_no_licence(add: Adder, tmp_path: Path, monkeypatch:
     assert weights.pull("net") == weights.resolve("net") == tmp_path / "folder/net.bin"
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"net": 3}'])
-def test_a_damaged_record_is_named(entry: weights.Entry, tmp_path: Path, content: str, add: Adder) -> None:
-    add(sha256=None)
+def test_a_first_pull_that_was_wrong_is_undone_as_it_says(
+    server: Server, add: Adder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    e = add(sha256=None, size=None)
+    monkeypatch.setenv("DIFFSFSR_WEIGHTS", str(tmp_path))
+    server.body = BODY[1:]
+    weights.pull("net", server.url).unlink()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / e.file).write_bytes(BODY)
+    with pytest.raises(InputError, match=f"{tmp_path / e.file} is not the net it should be.*take 'net' out of"):
+        weights.pull("net", server.url)
+    lock = tmp_path / "diffsfsr-home/weights/lock.json"
+    assert f"take 'net' out of {lock}" in next(s.detail for s in weights.check() if s.name == "net")
+    lock.write_text(json.dumps({name: record for name, record in json.loads(lock.read_text()).items() if name != "net"}))
+    assert weights.pull("net", server.url) == tmp_path / e.file
+
+
+def safetensors(header: object, data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+PAGE = b"\n<!DOCTYPE html><title>Log in</title>"
+TENSORS = safetensors({"__metadata__": {}, "w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}, b"four")
+UNLIKELY = {  # the file's name -> what it is not, and why
+    "net.txt": [(b"", "is empty"), (PAGE, "is a web page")],
+    "net.json": [(PAGE, "is a web page"), (b"Log in", "is not JSON"), (b"[" * 10**5, "nested too deeply")],
+    "net.safetensors": [
+        (PAGE, "is a web page"),
+        (b"Not found", "its header has no end"),
+        (TENSORS[:-1], "cut off"),
+        (safetensors([1], b""), "no table"),
+    ],
+    "net.onnx": [(b"Not found", "not an ONNX file")],
+    "net.pt": [(b"Not found", "neither an archive nor a pickle"), (b"PK\3\4", "does not open as .pt"), (b"EMPTY", "archive of something")],
+    "net.pkl": [(b"Not found", "neither an archive nor a pickle")],
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "why"), [(f, *case) for f, cases in UNLIKELY.items() for case in cases], ids=lambda v: str(v)[:20]
+)
+def test_what_cannot_be_the_file_is_never_pinned(server: Server, add: Adder, tmp_path: Path, file: str, content: bytes, why: str) -> None:
+    add(sha256=None, size=None, file=file)
+    server.body = packed({"readme": b"hello"}) if content == b"EMPTY" else content
+    with pytest.raises(InputError, match=f"{file} .*{why}.*: nothing was kept"):
+        weights.pull("net", server.url)
+    assert left(tmp_path) == []
+
+
+def test_what_can_be_the_file_is_pinned(server: Server, add: Adder, tmp_path: Path) -> None:
+    import torch
+
+    for new in (True, False):
+        torch.save({"w": torch.ones(3)}, tmp_path / f"{new}.pt", _use_new_zipfile_serialization=new)
+    onnx = saved(tmp_path / "net.onnx", model([helper.make_node("Relu", ["x"], ["y"])], {"x": [1]})).read_bytes()
+    sound = {
+        "net.json": [b'{"a": 1}'],
+        "net.safetensors": [TENSORS],
+        "net.onnx": [onnx],
+        "net.pt": [(tmp_path / f"{new}.pt").read_bytes() for new in (True, False)],
+        "net.txt": [b"#version: 0.2"],
+    }
+    for i, (file, content) in enumerate((f, c) for f, contents in sound.items() for c in contents):
+        add(f"net{i}", sha256=None, size=None, file=f"{i}/{file}")
+        server.body = content
+        assert weights.pull(f"net{i}", server.url).read_bytes() == content
+
+
+def test_a_web_page_leaves_what_had_come_of_the_file(server: Server, entry: weights.Entry, tmp_path: Path) -> None:
+    server.cut = 1_000_000
+    with pytest.raises(NotReady, match="broke off"):
+        weights.pull("net", server.url)
+    before = left(tmp_path)
+    server.cut, server.kind, server.etag = 0, "text/html; charset=utf-8", '"page"'
+    with pytest.raises(NotReady, match="answered with a web page"):
+        weights.pull("net", server.url)
+    assert left(tmp_path) == before == ["net.bin.part", "net.bin.part.etag"]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"net": 3}', "[" * 10**5, None])
+@pytest.mark.parametrize("file", ["lock.json", "licences.json"])
+def test_a_damaged_record_is_named(server: Server, tmp_path: Path, content: str | None, file: str, add: Adder) -> None:
+    add(sha256=None, commercial=False)
+    record = tmp_path / "diffsfsr-home/weights" / file
+    record.parent.mkdir(parents=True)
+    record.mkdir() if content is None else record.write_text(content)
+    with pytest.raises(InputError, match=f"{record} .*delete it"):
+        weights.pull("net", mirror=server.url, accept_licence=True)
+    assert server.asked == []
+    add(sha256=SHA256)
+    if file == "licences.json":  # nobody asks for a licence
+        assert weights.pull("net", mirror=server.url).is_file()
+
+
+def test_a_record_that_is_a_pipe_is_not_waited_on(add: Adder, tmp_path: Path) -> None:
+    e = add(sha256=None)
     lock = tmp_path / "diffsfsr-home/weights/lock.json"
     lock.parent.mkdir(parents=True)
-    lock.write_text(content)
-    with pytest.raises(InputError, match="lock.json .* delete it"):
-        weights.pull("net", mirror="http://127.0.0.1:9")
+    os.mkfifo(lock)
+    with pytest.raises(InputError, match="lock.json is not a file: delete it"):
+        weights.pinned(e)
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------
@@ -630,6 +730,42 @@ def test_check_fails_when_one_is_wrong(
     assert cli.main(["weights", "check", "--json"]) == 1
     told = capfd.readouterr()
     assert {row["name"]: row["state"] for row in json.loads(told.out)}["net"] == "wrong" and "net; remove" in told.err
+
+
+def test_one_file_that_cannot_be_read_is_named_among_the_others(
+    capfd: pytest.CaptureFixture[str], add: Adder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("bad", file="bad.bin")
+    add("good", file="good.bin")
+    monkeypatch.setenv("DIFFSFSR_WEIGHTS", str(tmp_path))
+    (tmp_path / "bad.bin").symlink_to("/proc/self/mem")  # a file whose first byte is an I/O error
+    (tmp_path / "good.bin").write_bytes(BODY)
+    assert cli.main(["weights", "check", "--json"]) == 1
+    told = capfd.readouterr()
+    rows = {row["name"]: row for row in json.loads(told.out)}
+    assert rows["good"]["state"] == "ok" and rows["bad"]["state"] == "unreadable" and "Input/output error" in rows["bad"]["detail"]
+    assert "cannot be read: bad;" in told.err
+    add("bad", file="bad.bin", size=None)
+    with pytest.raises(InputError, match="bad.bin cannot be read"):
+        weights.pull("bad", "http://127.0.0.1:9")
+
+
+MALFORMED = [
+    "ftp://host", "http://", "https:///path", "http://[::1", "http://host:abc", "http://host:99999", "http://host:0", "http://a b/c",
+    "http://h\u00e9st", "http://a..b", "http://user:secret@host", "http://host?key=1", "http://host#part", "http://host\n/x", "host:80",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mirror", MALFORMED)
+@pytest.mark.parametrize("named", ["option", "variable"])
+def test_a_malformed_mirror_is_bad_input(
+    mirror: str, named: str, entry: weights.Entry, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if named == "variable":
+        monkeypatch.setenv("DIFFSFSR_WEIGHTS_MIRROR", mirror)
+    assert cli.main(["weights", "pull", "net", *(["--mirror", mirror] if named == "option" else [])]) == 2
+    told = capfd.readouterr().err
+    assert told.count("\n") == 1 and "is not an http or https address" in told and "--mirror" in told and "secret" not in told
 
 
 def test_pull_by_command(capfd: pytest.CaptureFixture[str], server: Server, add: Adder, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from assets.stores.schema import bring_up_to_date
 from diffsfsr.errors import InputError, NotReady
 
 if TYPE_CHECKING:
@@ -64,18 +64,8 @@ class Runs:
         """
         if self.tracking_uri.startswith("http"):
             return False
-        import mlflow.store.db.utils as db
-
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         with self._lock:
-            engine = db.create_sqlalchemy_engine_with_retry(self.tracking_uri)
-            try:
-                if db._get_schema_version(engine) == db._get_latest_schema_revision():
-                    return False
-                (db._initialize_tables if db._is_empty_database(engine) else db._upgrade_db)(engine)
-            finally:
-                engine.dispose()
-        return True
+            return bring_up_to_date(self.tracking_uri)
 
     @cached_property
     def _client(self) -> MlflowClient:

@@ -52,9 +52,13 @@ class BlendshapeEncoder(nn.Module):
     points: Tensor
 
     def __init__(self) -> None:
-        """Raises NotReady when a file of the zoo's `facemesh` and `blendshapes` is not on this machine."""
+        """Raises NotReady when a file of the zoo's `facemesh` and `blendshapes` is not on this machine, InputError for another network."""
         super().__init__()
-        self.mesh, self.coefficients = (OnnxNet.load(weights.resolve(name)) for name in ("facemesh", "blendshapes"))
+        mesh, coefficients = (weights.resolve(name) for name in ("facemesh", "blendshapes"))
+        noise = torch.rand(2, 3, _SIZE, _SIZE, generator=torch.Generator().manual_seed(0))
+        self.mesh = OnnxNet.tried("facemesh", mesh, noise, gives=[(2, 3 * _LANDMARKS), (2, 1)])
+        points = noise.flatten()[: 4 * len(POINTS)].view(2, -1, 2) * _SIZE
+        self.coefficients = OnnxNet.tried("blendshapes", coefficients, points, gives=[(2, self.dim)])
         self.register_buffer("points", torch.tensor(POINTS), persistent=False)
         self.version = weights_version(self, "YuNet box of the landmarks x 1.5, 256; points of the upright chip")
         freeze(self)

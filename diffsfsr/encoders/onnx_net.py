@@ -7,8 +7,10 @@ that does not fit together, or would fill the memory, is refused when it is load
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ _GIVEN = ("opset", "record", "outputs")  # what an operator's function may ask f
 _BATCH = 2  # a free first dimension, while a network is tried without memory; 1 would hide a mistaken squeeze
 _CHANNELS = 3  # a free second dimension of a picture whose height and width are free too
 _SIDES = (64, 112, 128, 224, 256)  # the other free dimensions, one after the other: not every network takes every size
-_WRONG = (ValueError, TypeError, RuntimeError, IndexError, KeyError, OverflowError, AttributeError, AssertionError, ZeroDivisionError)
 
 
 class OnnxNet(nn.Module):
@@ -48,8 +49,33 @@ class OnnxNet(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> OnnxNet:
-        """The network of an ONNX file, in float32. Raises InputError as `read_graph` and the constructor do."""
-        return cls(read_graph(Path(path)))
+        """The network of an ONNX file, in float32. Raises InputError, naming the file, for one that is damaged or not read."""
+        try:
+            return cls(read_graph(Path(path)))
+        except InputError:
+            raise
+        except Exception as e:  # a graph that nobody vouches for can make torch raise anything
+            raise InputError(f"{path}: {_line(e)}") from e
+
+    @classmethod
+    def tried(cls, name: str, path: Path, *inputs: Tensor, gives: Sequence[tuple[int, ...]]) -> OnnxNet:
+        """`load`, once the network has turned these ordinary inputs into finite outputs of the shapes `gives`.
+
+        Raises InputError, naming the file, for whatever else comes of them: another network, a damaged or a hostile one.
+        """
+        net = cls.load(path)
+        try:
+            with torch.inference_mode(), contextlib.redirect_stderr(io.StringIO()):  # where torch.fx prints what it raises
+                made = net(*inputs)
+        except Exception as e:
+            raise InputError(f"{path} is not {name}: {_line(e)}") from e
+        outputs = made if isinstance(made, tuple) else (made,)
+        taken, found = [tuple(x.shape) for x in inputs], [tuple(y.shape) for y in outputs]
+        if found != list(gives):
+            raise InputError(f"{path} is not {name}: it turns {taken} into {found} where {list(gives)} belongs")
+        if not all(y.isfinite().all() for y in outputs):
+            raise InputError(f"{path} is not {name}, or is damaged: ordinary inputs give values that are no numbers")
+        return net
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The graph's inputs in order, of the declared shapes -> its output, or all of its outputs in order.
@@ -111,12 +137,12 @@ def _recorded(graph: Graph, side: int) -> fx.GraphModule:
             values[value.name] = record.input(value.name, _stand_in(value, side))
         for name, array in graph.constants.items():
             values[name] = record.constant(torch.from_numpy(array), name)
-    except _WRONG as e:
+    except Exception as e:
         raise InputError(f"{graph.path}: {_line(e)}") from e
     for node in graph.nodes:
         try:
             made = _called(node, [values[name] if name else None for name in node.inputs], graph.opset, record)
-        except _WRONG as e:
+        except Exception as e:
             raise InputError(f"{graph.path}: node {node.name}, opset {graph.opset}: {_line(e)}") from e
         values.update({name: value for name, value in zip(node.outputs, made, strict=False) if name})
     missing = [name for name in graph.outputs if name not in values]

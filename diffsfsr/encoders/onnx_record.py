@@ -7,6 +7,7 @@ allocated), and, where all that goes in is constant, is computed for good.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from torch.fx.node import map_arg
 _LARGEST_VALUE = 1 << 28  # numbers in one intermediate value, at the stand-in's batch
 _FOLDED = 1 << 24  # numbers that constants may grow to by folding, beside twice what the file holds
 _MOST_SIZES = 1024
+_LARGEST_SIZE = 1 << 63  # ONNX's integers have 64 bits; Python's have no end
+_LARGEST_DEGREE = 64  # of a polynomial in sizes known at run time
 # Their working memory has no bound in terms of what goes in and comes out, and no network convolves constants.
 _UNFOLDED = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
@@ -84,6 +87,8 @@ class Recorder(fx.proxy.GraphAppendingTracer):
         size = value.numel() if isinstance(value, Tensor) else 0
         if size > _LARGEST_VALUE:
             raise ValueError(f"makes {size} numbers at once, more than {_LARGEST_VALUE}")
+        if isinstance(value, int | float):
+            node.meta["degree"] = _degree(node)
         if node.all_input_nodes and target not in _UNFOLDED and all("const" in n.meta for n in node.all_input_nodes):
             self._left -= size
             if self._left < 0:
@@ -95,6 +100,18 @@ class Recorder(fx.proxy.GraphAppendingTracer):
 def _identifier(prefix: str, name: str) -> str:
     """A name from the file as one that clashes with nothing in Python."""
     return f"{prefix}_" + re.sub(r"\W", "_", name, flags=re.ASCII)[:60]
+
+
+def _degree(node: fx.Node) -> int:
+    """Of the polynomial in sizes that bounds a number known at run time: at another batch than the stand-in's it grows with that.
+
+    Raises ValueError where it is one that no network reckons with: squared forty times, a batch of three would not end.
+    """
+    degrees = [arg.meta.get("degree", 1) for arg in node.args if isinstance(arg, fx.Node)]
+    degree = sum(degrees) if node.target is operator.mul else max(degrees, default=1)
+    if degree > _LARGEST_DEGREE:
+        raise ValueError(f"multiplies more than {_LARGEST_DEGREE} sizes")
+    return degree
 
 
 def _call(node: fx.Node, key: str) -> Any:
@@ -133,6 +150,8 @@ class Sizes:
     def __post_init__(self) -> None:
         if len(self.values) > _MOST_SIZES:
             raise ValueError(f"computes a shape of {len(self.values)} numbers")
+        if any(isinstance(n := shadow(v), int) and not -_LARGEST_SIZE <= n < _LARGEST_SIZE for v in self.values):
+            raise ValueError("computes a size that 64 bits do not hold")
 
 
 Value = fx.Proxy | Sizes | None

@@ -6,6 +6,7 @@ What an honest file has much of is numbers, and those stand in few long fields.
 
 from __future__ import annotations
 
+from mmap import mmap
 from typing import Any
 
 _LARGEST_STRUCTURE = 1 << 24  # bytes; twenty thousand nodes take about half
@@ -17,7 +18,7 @@ _TENSOR: dict[int, Any] = dict.fromkeys((4, 5, 7, 9, 10), _NUMBERS)
 _MODEL: dict[int, Any] = {7: {1: {5: {5: _TENSOR}}, 5: _TENSOR}}
 
 
-def check_structure(data: bytes) -> None:
+def check_structure(data: bytes | mmap) -> None:
     """Raise ValueError when `data` is cut off, is no protobuf message, or holds more than an honest file beside its tensors' numbers."""
     try:
         _scan(data, 0, len(data), _MODEL, [_LARGEST_STRUCTURE])
@@ -25,7 +26,7 @@ def check_structure(data: bytes) -> None:
         raise ValueError("not an ONNX file, or cut off or damaged") from None
 
 
-def _scan(data: bytes, at: int, end: int, fields: dict[int, Any], left: list[int]) -> None:
+def _scan(data: bytes | mmap, at: int, end: int, fields: dict[int, Any], left: list[int]) -> None:
     """One message: data[at:end]. `left`: bytes of structure that may still come."""
     while at < end:
         key, at = _varint(data, at)
@@ -46,7 +47,7 @@ def _scan(data: bytes, at: int, end: int, fields: dict[int, Any], left: list[int
         at += length
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: bytes | mmap, at: int) -> tuple[int, int]:
     """A number of seven bits a byte, and the place after it. IndexError where it does not end."""
     value = shift = 0
     while shift < 64:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import diffsfsr
 from diffsfsr import tables
 from diffsfsr.errors import InputError
 from diffsfsr.portrait.order import Order
+from diffsfsr.untrusted import read_json
 from diffsfsr.weights import GROUPS, ZOO, file_sha256, files_of, restricted, used_by
 
 if TYPE_CHECKING:  # it loads torch
@@ -75,8 +75,8 @@ def verify(portrait: Path) -> dict[str, Any]:
     if not portrait.is_file():
         raise InputError(f"{portrait} is not a file: give a portrait")
     try:
-        content = json.loads(beside.read_text(encoding="utf-8"))
-        recorded = content["sha256"]
+        content = read_json(beside)
+        recorded, _, _ = content["sha256"], content["model_version"], content["made_at"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{portrait} has no readable sidecar at {beside.name}: it was not made here, or lost its record") from error
     if file_sha256(portrait) != recorded:

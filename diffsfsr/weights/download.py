@@ -53,6 +53,8 @@ def download(url: str, part: Path, bound: Bound) -> None:
     try:
         with _opener().open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as reply:
             goes_on = have > 0 and reply.status == 206 and (reply.headers.get("Content-Range") or "").startswith(f"bytes {have}-")
+            if reply.headers.get_content_type() == "text/html":  # before anything is kept or thrown away: a later try may help
+                raise NotReady(f"{url} answered with a web page, not with the file: see to a log-in, or correct the address")
             if reply.status == 206 and not goes_on:
                 raise NotReady(f"{url}: the server continued from another place than byte {have}; pull again")
             if not goes_on:
@@ -62,7 +64,7 @@ def download(url: str, part: Path, bound: Bound) -> None:
                     etag.write_text(reply.headers["ETag"])
             _copy(reply, part, url, have, bound)
     except urllib.error.HTTPError as e:
-        if e.code == 416 and e.headers.get("Content-Range") == f"bytes */{have}":  # the part was already whole
+        if e.code == 416 and have and e.headers.get("Content-Range") == f"bytes */{have}":  # the part was already whole
             return
         if e.code == 416:
             discard(part)

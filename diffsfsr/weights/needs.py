@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from diffsfsr.errors import InputError, did_you_mean
 from diffsfsr.weights.zoo import GROUPS, ZOO
 
 if TYPE_CHECKING:
-    from diffsfsr.config import Preset
+    from diffsfsr.config import Data, Preset
 
 # What a name that a setting may hold is made of, where it is not simply the file of that name.
-_MADE_OF = {
+MADE_OF = {
     "dlib": ("dlib-face",),
     "blendshapes": ("facemesh", "blendshapes"),
     "segformer": ("segformer-face-parsing",),
@@ -25,12 +25,22 @@ def used_by(preset: Preset, judged: bool = True) -> tuple[str, ...]:
 
     A network that the preset trains is no file of the zoo, but what it is trained from is named. evaluation.judge=any needs nothing.
     """
-    return tuple(name for name, setting in _needed(preset).items() if judged or setting != "evaluation.judge")
+    return tuple(name for name, setting in _needed(_asked(preset)).items() if judged or setting != "evaluation.judge")
+
+
+def used_to_prepare(preset: Preset) -> tuple[str, ...]:
+    """Zoo names of the files without which a preset's photographs cannot be prepared."""
+    return tuple(_needed(_asked_to_prepare(preset)))
+
+
+def used_to_align(data: Data) -> tuple[str, ...]:
+    """Zoo names of the files by which faces are found and aligned."""
+    return tuple(_needed(_asked_to_align(data)))
 
 
 def files_of(name: str) -> tuple[str, ...]:
     """Zoo names of what stands behind the name of an encoder, detector or parser; empty for what needs no published file."""
-    names = _MADE_OF.get(name, (name,))
+    names = MADE_OF.get(name, (name,))
     return tuple(dict.fromkeys(part for n in names if n in ZOO for part in (*ZOO[n].beside, n)))
 
 
@@ -46,7 +56,7 @@ def refuse_non_commercial(preset: Preset) -> None:
     """
     if not preset.commercial_only:
         return
-    needed = _needed(preset)
+    needed = _needed(_asked(preset))
     against = [f"{setting} needs {name} ({ZOO[name].licence})" for name, setting in needed.items() if not ZOO[name].commercial]
     if against:
         raise InputError(
@@ -68,10 +78,10 @@ def expand(name: str) -> tuple[str, ...]:
     raise InputError(f"unknown weights {name!r}{near}: give a name of `diffsfsr weights list`, one of {', '.join(GROUPS)}, or a preset")
 
 
-def _needed(preset: Preset) -> dict[str, str]:
+def _needed(asked: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Zoo name -> the first setting that asks for it."""
     needed: dict[str, str] = {}
-    for setting, word in _asked(preset):
+    for setting, word in asked:
         for name in files_of(word):
             needed.setdefault(name, setting)
     return needed
@@ -79,16 +89,25 @@ def _needed(preset: Preset) -> dict[str, str]:
 
 def _asked(preset: Preset) -> Iterator[tuple[str, str]]:
     """(setting, word) for every word of a preset that may stand for a file."""
-    source = preset.data.landmarks
-    yield f"alignment by data.landmarks={source}", "dlib-landmarks-68" if source == "dlib" else source  # "dlib" is an encoder too
-    if preset.data.detector != "dlib":  # dlib's detector is in the library
-        yield f"data.detector={preset.data.detector}", preset.data.detector
-    for name in preset.conditioning.identity:
-        yield f"conditioning.identity={name}", name
-    yield f"mask={preset.mask}", preset.mask
+    yield from _asked_to_prepare(preset)
     yield f"dln.backbone={preset.dln.backbone}", preset.dln.backbone
     for kind in preset.dln.triplets:
         yield f"dln.triplets={kind}", kind
     for part in ("dln", "autoencoder", "unet"):
         yield f"{part}.source={getattr(preset, part).source}", getattr(preset, part).source
+    yield f"objective.loss_decoder={preset.objective.loss_decoder}", preset.objective.loss_decoder
     yield "evaluation.judge", preset.evaluation.judge
+
+
+def _asked_to_prepare(preset: Preset) -> Iterator[tuple[str, str]]:
+    yield from _asked_to_align(preset.data)
+    for name in preset.conditioning.identity:
+        yield f"conditioning.identity={name}", name
+    yield f"mask={preset.mask}", preset.mask
+
+
+def _asked_to_align(data: Data) -> Iterator[tuple[str, str]]:
+    source = data.landmarks
+    yield f"alignment by data.landmarks={source}", "dlib-landmarks-68" if source == "dlib" else source  # "dlib" is an encoder too
+    if data.detector != "dlib":  # dlib's detector is in the library
+        yield f"data.detector={data.detector}", data.detector

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffsfsr.errors import InputError, NotReady
-from diffsfsr.weights.records import home, pinned
+from diffsfsr.weights.contents import why_not
+from diffsfsr.weights.records import home, pinned, unpinning
 from diffsfsr.weights.zoo import ZOO, Entry, entry
 
 
 @dataclass(frozen=True)
 class Status:
-    """One entry as found here: `state` is ok, unpinned (present, nothing to compare with), wrong or missing."""
+    """One entry as found here: `state` is ok, unpinned (present, nothing to compare with), wrong, unreadable or missing."""
 
     name: str
     state: str
@@ -39,6 +40,17 @@ def resolve(name: str) -> Path:
         raise NotReady(f"{wanted.file} ({wanted.role}) is not on this machine: {remedy(wanted)}")
     if wanted.size is not None and path.stat().st_size != wanted.size:
         raise InputError(f"{path} has {path.stat().st_size} bytes where {name} has {wanted.size}: replace it (`diffsfsr weights check`)")
+    return path
+
+
+def verified(name: str) -> Path:
+    """`resolve`, and the file's hash is compared: for a reader that damaged bytes crash, or that takes them for a network.
+
+    Raises InputError where they differ.
+    """
+    path, wanted = resolve(name), pinned(entry(name))
+    if wanted and file_sha256(path) != wanted:
+        raise InputError(f"{path} is damaged, or not {name} as it was published: replace it (`diffsfsr weights check`)")
     return path
 
 
@@ -86,10 +98,22 @@ def _package_folder(wanted: Entry) -> list[Path]:
 
 
 def _status(row: Entry) -> Status:
-    path = next((folder / row.file for folder in folders(row) if (folder / row.file).is_file()), None)
-    if path is None:
-        return Status(row.name, "missing", None, remedy(row))
+    path = None
+    try:
+        for path in (folder / row.file for folder in folders(row)):
+            if path.is_file():
+                return _compared(row, path)
+    except OSError as e:
+        return Status(row.name, "unreadable", path, f"cannot be read ({e.strerror}): see to its permissions and its disk, or remove it")
+    return Status(row.name, "missing", None, remedy(row))
+
+
+def _compared(row: Entry, path: Path) -> Status:
     wanted, found = pinned(row), file_sha256(path)
+    if row.sha256 is None and (why := why_not(path, row.file)):
+        return Status(row.name, "wrong", path, f"{why}{unpinning(row)}")
     if wanted is None:
         return Status(row.name, "unpinned", path, f"sha256 {found}, with nothing to compare it to")
-    return Status(row.name, "ok" if found == wanted else "wrong", path, "" if found == wanted else f"sha256 {found}, not {wanted}")
+    if found != wanted:
+        return Status(row.name, "wrong", path, f"sha256 {found}, not {wanted}{unpinning(row)}")
+    return Status(row.name, "ok", path, "")

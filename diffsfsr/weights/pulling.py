@@ -10,11 +10,13 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from diffsfsr.errors import InputError, NotReady
+from diffsfsr.weights.contents import why_not
 from diffsfsr.weights.download import Bound, discard, download, need_room
 from diffsfsr.weights.places import file_sha256, find, remedy
-from diffsfsr.weights.records import accept, accepted, home, locked, pin, pinned
+from diffsfsr.weights.records import accept, accepted, home, locked, pin, pinned, unpinning
 from diffsfsr.weights.zoo import Entry, entry
 
 # Bytes that a file may have whose size is not known: weights, archives of them, settings and vocabularies.
@@ -64,7 +66,8 @@ def _missing(names: list[str]) -> list[Entry]:
         folder = path.parents[len(Path(entry(name).file).parts) - 1] if path else home()
         wrong = [row for row in parts if not _is(row, folder / row.file)]
         if wrong and folder != home():
-            raise InputError(f"{folder / wrong[0].file} is not the {wrong[0].name} it should be, and is found first: remove or replace it")
+            hint = f"remove or replace it{unpinning(wrong[0])}"
+            raise InputError(f"{folder / wrong[0].file} is not the {wrong[0].name} it should be, and is found first: {hint}")
         missing |= {row.name: row for row in wrong}
     return list(missing.values())
 
@@ -73,11 +76,14 @@ def _is(wanted: Entry, path: Path) -> bool:
     sha256 = pinned(wanted)  # first, so that a damaged record is named before anything is brought
     if not path.is_file() or wanted.size not in (None, path.stat().st_size):
         return False
-    return sha256 is None or file_sha256(path) == sha256
+    try:
+        return sha256 is None or file_sha256(path) == sha256
+    except OSError as e:
+        raise InputError(f"{path} cannot be read ({e.strerror}): see to its permissions and its disk, or remove it") from e
 
 
 def _ask(restricted: list[Entry], accept_licence: bool) -> None:
-    known = accepted()
+    known = accepted() if restricted else {}
     new = [row for row in restricted if row.name not in known]
     if new and not accept_licence:
         kinds = itertools.groupby(new, lambda row: row.licence + (f" ({row.note})" if row.note else ""))
@@ -88,9 +94,19 @@ def _ask(restricted: list[Entry], accept_licence: bool) -> None:
 
 
 def _checked(mirror: str | None) -> str | None:
-    if mirror and not mirror.startswith(("http://", "https://")):
-        raise InputError(f"mirror {mirror!r} is not an http or https address")
-    return mirror.rstrip("/") if mirror else None
+    """The mirror's address without a last slash. Raises InputError for one below which there can be no files."""
+    if not mirror:
+        return None
+    shown, do = repr(mirror.rpartition("@")[2]), "correct --mirror or DIFFSFSR_WEIGHTS_MIRROR"
+    try:
+        parts = urlsplit(mirror)
+        host = (parts.hostname or "").encode("idna")
+        whole = mirror.isascii() and mirror.isprintable() and " " not in mirror and parts.port != 0
+        if not whole or parts.scheme not in ("http", "https") or not host or parts.username is not None or parts.query or parts.fragment:
+            raise ValueError("it needs a host, a port that can be, and neither name, query nor spaces")
+    except ValueError as e:
+        raise InputError(f"mirror {shown} is not an http or https address ({e}): {do}") from e
+    return mirror.rstrip("/")
 
 
 # --- bringing one file ------------------------------------------------------------------------------------------------
@@ -120,8 +136,13 @@ def _admit(wanted: Entry, part: Path, final: Path, url: str) -> None:
     if sha256 not in (None, found):
         discard(part)
         _archive(url.partition("!")[0]).unlink(missing_ok=True)
-        raise InputError(f"{url} gave a file with sha256 {found} where {wanted.name} has {sha256}: nothing was kept; use another mirror")
+        hint = f"nothing was kept; use another mirror{unpinning(wanted)}"
+        raise InputError(f"{url} gave a file with sha256 {found} where {wanted.name} has {sha256}: {hint}")
     if sha256 is None:
+        if why := why_not(part, wanted.file):
+            discard(part)
+            _archive(url.partition("!")[0]).unlink(missing_ok=True)
+            raise InputError(f"what {url} gave for {Path(wanted.file).name} {why}: nothing was kept; use another mirror")
         pin(wanted.name, found, part.stat().st_size, url)
     os.replace(part, final)
     discard(part)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffsfsr.errors import InputError
+from diffsfsr.untrusted import read_json
 from diffsfsr.weights.zoo import ZOO, Entry, entry
 
 
@@ -25,7 +26,20 @@ def home() -> Path:
 
 def pinned(wanted: Entry) -> str | None:
     """The sha256 that a file must have: the zoo's, else that of its first pull here, else None."""
-    return wanted.sha256 or _read("lock.json").get(wanted.name, {}).get("sha256")
+    return wanted.sha256 or pins().get(wanted.name, {}).get("sha256")
+
+
+def pins() -> dict[str, dict[str, Any]]:
+    """Name -> {sha256, size, url} of every unpinned file that was pulled here."""
+    return _read("lock.json")
+
+
+def unpinning(wanted: Entry) -> str:
+    """What to do where only the first pull here said which file is right, and said it of a wrong one; else the empty string."""
+    if wanted.sha256 or wanted.name not in pins():
+        return ""
+    lock = home() / "lock.json"
+    return f"; its hash is that of the first pull here: if that was wrong, take {wanted.name!r} out of {lock} and pull again"
 
 
 def pin(name: str, sha256: str, size: int, url: str) -> None:
@@ -66,9 +80,11 @@ def locked(name: str) -> Iterator[None]:
 def _read(file: str) -> dict[str, dict[str, Any]]:
     path = home() / file
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = read_json(path)
+    except FileNotFoundError:
+        return {}
     except ValueError as e:
-        raise InputError(f"{path} is not JSON ({e}): delete it and pull again") from e
+        raise InputError(f"{path} {e}: delete it and pull again") from e
     if not isinstance(content, dict) or not all(isinstance(record, dict) for record in content.values()):
         raise InputError(f"{path} is not a table of records: delete it and pull again")
     return content

@@ -148,13 +148,21 @@ def _mirrored(x: Any, place: Any, axis: int) -> Any:
 
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     const, axis = known(indices), axis_of(axis, rank(x))
+    _check_places(const, shadow(x).shape[axis])
     index = int(const) if const is not None and const.dim() == 0 else indices
     return x[(slice(None),) * axis + (index,)]
 
 
 def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     axis = axis_of(axis, rank(x))
+    _check_places(known(indices), shadow(x).shape[axis])
     return torch.gather(x, axis, torch.where(indices < 0, indices + x.size(axis), indices))
+
+
+def _check_places(places: Tensor | None, length: int) -> None:
+    """Raise ValueError for constant indices outside an axis: tensors without memory do not look at them."""
+    if places is not None and places.numel() and not (-length <= places.min() and places.max() < length):
+        raise ValueError(f"reads places {int(places.min())} to {int(places.max())} of {length}")
 
 
 def tile(x: Tensor, repeats: Numbers) -> Tensor:

@@ -1,0 +1,28 @@
+"""Sidecars that are none, or not of the picture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from diffsfsr.errors import InputError
+from diffsfsr.portrait import provenance
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "deep", "bare"])
+def test_verify_of_a_sidecar_that_is_none(kind: str, tmp_path: Path) -> None:
+    portrait = tmp_path / "portrait.png"
+    portrait.write_bytes(b"a picture")
+    sidecar = provenance.sidecar_path(portrait)
+    if kind == "pipe":  # opened as a file, it would wait for a writer
+        os.mkfifo(sidecar)
+    elif kind == "folder":
+        sidecar.mkdir()
+    else:
+        sidecar.write_text("[" * 10**5 if kind == "deep" else json.dumps({"sha256": hashlib.sha256(b"a picture").hexdigest()}))
+    with pytest.raises(InputError, match="has no readable sidecar at portrait.png.json"):
+        provenance.verify(portrait)
