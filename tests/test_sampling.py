@@ -6,7 +6,16 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+)
 from torch import Tensor
 
 from diffsfsr import config, presets
@@ -25,6 +34,7 @@ def gaussian_network(row: config.Schedule) -> s.ModelFn:
     schedule = diffusion.NoiseSchedule.from_config(row)
 
     def predict(z: Tensor, t: Tensor, null: Tensor) -> Tensor:
+        t = t.round().long()  # some schedulers count in floats
         a = schedule.at(t)
         gain = a.sqrt() * SPREAD**2 / (a * SPREAD**2 + 1 - a)
         z_0 = (MEAN + gain * (z.double() - a.sqrt() * MEAN)).to(z)
@@ -203,6 +213,148 @@ def test_the_given_scheduler_is_not_changed() -> None:
     assert isinstance(s.make_scheduler(SD, "ddim"), DDIMScheduler)
 
 
+def test_a_mixed_batch_is_each_item_alone(small) -> None:
+    """Other scenes, words and seeds, and items that lack an encoder or the expression."""
+    model, given = small
+    present = torch.tensor([[True, True], [False, True], [True, False]])
+    scheduler = s.make_scheduler(ZERO, "dpm-solver++")
+
+    def made(rows: list[int]) -> Tensor:
+        who = {"dlib": given["dlib"][rows]}
+        bound = s.conditioned(model, given["condition"][rows], who, given["expression"][rows], present[rows])
+        return s.sample(bound, (4, 8, 8), scheduler, 5, [20 + i for i in rows], guidance=2.0)
+
+    together = made([0, 1, 2])
+    for i in range(3):
+        torch.testing.assert_close(together[i : i + 1], made([i]), atol=1e-5, rtol=1e-5)
+    named = s.conditioned(model, given["condition"][1:2], {}, given["expression"][1:2])  # as a studio without that encoder has it
+    torch.testing.assert_close(together[1:2], s.sample(named, (4, 8, 8), scheduler, 5, [21], guidance=2.0), atol=1e-5, rtol=1e-5)
+
+
+# --- any scheduler, any source of noise -----------------------------------------------------------------------------------
+
+
+def borrowed(kind: type, **changes: object) -> object:
+    return kind.from_config(s.make_scheduler(SD, "ddim").config, **changes)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", [EulerDiscreteScheduler, LMSDiscreteScheduler, HeunDiscreteScheduler])
+def test_schedulers_that_scale_their_input_follow_the_exact_flow(kind: type) -> None:
+    scheduler = borrowed(kind)
+    made = s.sample(gaussian_network(SD), (1, 4, 4), scheduler, 100, [1, 2])
+    fresh = type(scheduler).from_config(scheduler.config)  # type: ignore[attr-defined]
+    fresh.set_timesteps(100)
+    a = float(diffusion.NoiseSchedule.from_config(SD).alpha_bar[int(fresh.timesteps[0]) + 1])
+    z = a**0.5 * s.initial_noise((1, 4, 4), [1, 2]) * float(fresh.init_noise_sigma)  # sigma space is the paper's over sqrt(alpha_bar)
+    expected = MEAN + SPREAD * (z - a**0.5 * MEAN) / (a * SPREAD**2 + 1 - a) ** 0.5
+    assert float((made - expected).abs().max()) < 0.04
+
+
+def test_euler_is_the_loop_of_diffusers_pipelines() -> None:
+    theirs = borrowed(EulerDiscreteScheduler)
+    theirs.set_timesteps(20)  # type: ignore[attr-defined]
+    z = s.initial_noise((4, 4, 4), [7]) * theirs.init_noise_sigma  # type: ignore[attr-defined]
+    for n in theirs.timesteps:  # type: ignore[attr-defined]
+        z = theirs.step(torch.tanh(theirs.scale_model_input(z, n) + n / 1000), n, z).prev_sample  # type: ignore[attr-defined]
+    stub = lambda x, t, null: torch.tanh(x + (t.view(-1, 1, 1, 1) - 1) / 1000)  # noqa: E731
+    torch.testing.assert_close(s.sample(stub, (4, 4, 4), borrowed(EulerDiscreteScheduler), 20, [7]), z, atol=1e-5, rtol=1e-5)
+
+
+STOCHASTIC = {
+    "euler ancestral": (borrowed(EulerAncestralDiscreteScheduler), 0.0),
+    "ddpm": (borrowed(DDPMScheduler), 0.0),
+    "sde": (borrowed(DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++"), 0.0),
+    "ddim": (s.make_scheduler(SD, "ddim"), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_noise_on_the_way_is_each_items_own(name: str) -> None:
+    """In any company an item is the same; with the same first noise but another stream behind it, it is another."""
+    scheduler, eta = STOCHASTIC[name]
+    run = lambda seeds, **more: s.sample(gaussian_network(SD), (1, 4, 4), scheduler, 10, seeds, eta=eta, **more)  # noqa: E731
+    together = run([3, 4, 5])
+    torch.testing.assert_close(together[1:2], run([4]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(run([5, 4])[1:2], run([4]), atol=1e-5, rtol=0)
+    given = run((), generators=[torch.Generator().manual_seed(seed) for seed in (3, 4, 5)])
+    assert torch.equal(given, together)
+    assert float((run([4]) - run((), generators=[torch.Generator().manual_seed(4)])).abs().max()) == 0
+    later = torch.Generator().manual_seed(4)
+    first, seed_after = torch.randn(1, 4, 4, generator=later), 99
+    assert torch.equal(first, s.initial_noise((1, 4, 4), [4])[0])
+    changed = s.sample(
+        _restarting(gaussian_network(SD), later, seed_after), (1, 4, 4), scheduler, 10, eta=eta, generators=[later.manual_seed(4)]
+    )
+    assert float((changed - run([4])).abs().max()) > 1e-2  # fresh noise is indeed drawn, and from the item's generator
+
+
+def _restarting(network: s.ModelFn, generator: torch.Generator, seed: int) -> s.ModelFn:
+    """The network, which sets the generator to another seed at its first call: after the first noise was drawn."""
+    calls = iter([True])
+
+    def predict(z: Tensor, t: Tensor, null: Tensor) -> Tensor:
+        if next(calls, False):
+            generator.manual_seed(seed)
+        return network(z, t, null)
+
+    return predict
+
+
+def test_the_spread_of_fresh_noise_is_the_datas() -> None:
+    """DDIM with eta 1 draws from the data's own distribution: mean and deviation of 4,096 values."""
+    made = s.sample(gaussian_network(SD), (1, 64, 64), s.make_scheduler(SD, "ddim"), 100, [0], eta=1.0)
+    assert abs(float(made.mean()) - MEAN) < 0.03 and abs(float(made.std()) / SPREAD - 1) < 0.1
+
+
+# --- what stays of the scene, and callbacks --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", s.SAMPLERS)
+def test_outside_the_mask_the_scene_stays_at_every_level(sampler: str) -> None:
+    """Closed form of each level: sqrt(alpha_bar) z_0 + sqrt(1 - alpha_bar) times the item's first noise; clean at the end."""
+    row, alpha_bar = SD, diffusion.NoiseSchedule.from_config(SD).alpha_bar.float()
+    scene = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(9))
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[:, :, 1:3, 1:3], mask[:, :, 0, 0] = 1, 0.5
+    levels = s.timesteps(s.make_scheduler(row, sampler), 8)
+    first, seen = s.initial_noise((1, 4, 4), [1, 2]), []
+    network = gaussian_network(row)
+    scheduler = s.make_scheduler(row, sampler)
+    made = s.sample(network, (1, 4, 4), scheduler, 8, [1, 2], keep=(scene, mask), callback=lambda i, n, z: seen.append(z))
+    outside = (mask == 0).expand_as(scene)
+    for i, z in enumerate(seen[:-1]):
+        a = alpha_bar[int(levels[i + 1]) + 1]
+        torch.testing.assert_close(z[outside], (a.sqrt() * scene + (1 - a).sqrt() * first)[outside], atol=1e-4, rtol=0)
+    assert len(seen) == len(levels) and torch.equal(made[outside], scene[outside]) and torch.equal(made, seen[-1])
+    assert float((made - MEAN).abs()[:, :, 1:3, 1:3].max()) < 5 * SPREAD  # inside, data was made
+    assert not torch.equal(made[:, :, 0, 0], scene[:, :, 0, 0])
+    everything = s.sample(network, (1, 4, 4), scheduler, 8, [1, 2], keep=(scene, torch.ones_like(mask)))
+    torch.testing.assert_close(everything, s.sample(network, (1, 4, 4), scheduler, 8, [1, 2]))
+
+
+def test_keeping_the_scene_in_sigma_space_ends_clean() -> None:
+    scene, mask = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(9)), torch.zeros(1, 1, 4, 4)
+    mask[..., 2:] = 1
+    made = s.sample(gaussian_network(SD), (1, 4, 4), borrowed(EulerDiscreteScheduler), 20, [1], keep=(scene, mask))
+    assert torch.equal(made[..., :2], scene[..., :2]) and float((made - MEAN)[..., 2:].abs().max()) < 5 * SPREAD
+
+
+def test_a_callback_sees_each_step_and_may_change_it() -> None:
+    seen = []
+    scheduler, network = s.make_scheduler(ZERO, "ddim"), gaussian_network(ZERO)
+
+    def watch(i: int, n: Tensor, z: Tensor) -> Tensor | None:
+        seen.append((i, int(n)))
+        return torch.full_like(z, 7.0) if i == 4 else None
+
+    made = s.sample(network, (1, 2, 2), scheduler, 5, [0], callback=watch)
+    assert seen == list(enumerate(s.timesteps(s.make_scheduler(ZERO, "ddim"), 5).tolist()))
+    assert torch.equal(made, torch.full_like(made, 7.0))
+    seen.clear()
+    s.sample(network, (1, 2, 2), scheduler, 5, [0], progress=lambda steps: list(steps)[:2], callback=watch)
+    assert len(seen) == 2
+
+
 # --- choices of input ----------------------------------------------------------------------------------------------------
 
 
@@ -256,3 +408,42 @@ def test_expression_travel_is_batched() -> None:
     for bad in (-0.1, float("nan"), float("inf")):
         with pytest.raises(InputError, match="strength"):
             s.expression_strength(a, b, bad)
+
+
+def angles(points: Tensor) -> Tensor:
+    return torch.arccos((points[:-1] * points[1:]).sum(-1).clamp(-1, 1))
+
+
+def test_a_travel_is_even_in_angle_and_ends_at_its_stations() -> None:
+    at = lambda *degrees: torch.stack([unit(math.cos(math.radians(d)), math.sin(math.radians(d))) for d in degrees])  # noqa: E731
+    way, near = s.travel(5 * at(0, 60, 80), 9)
+    torch.testing.assert_close(way, at(*range(0, 81, 10)))
+    assert near == [0, 6, 8]
+    way, near = s.travel(at(0, 90, 0), 3)  # there and back
+    torch.testing.assert_close(way, at(0, 90, 0))
+    assert near == [0, 1, 2]
+    stations = torch.randn(4, 16, generator=torch.Generator().manual_seed(2))
+    way, near = s.travel(stations, 2)
+    torch.testing.assert_close(way, torch.nn.functional.normalize(stations[[0, 3]], dim=-1))
+    way, near = s.travel(stations, 400)
+    torch.testing.assert_close(way.norm(dim=-1), torch.ones(400))
+    steps = angles(way.double())
+    assert float(steps.max()) < 1.01 * float(steps.median()) and int((steps < 0.99 * steps.median()).sum()) <= 2  # the two corners
+    close = (way[near] * torch.nn.functional.normalize(stations, dim=-1)).sum(-1)
+    assert float(close.min()) > math.cos(float(steps.median()))
+
+
+def test_a_travel_through_equal_or_opposite_stations_is_safe() -> None:
+    a, b = unit(0.3, -0.2, 0.9), unit(1)
+    way, near = s.travel(torch.stack([a, a, a]), 5)
+    torch.testing.assert_close(way, a.expand(5, -1), atol=1e-6, rtol=0)
+    assert near == [0, 2, 4]
+    way, near = s.travel(torch.stack([a, -a, -a, b, b]), 41)
+    assert bool(torch.isfinite(way).all()) and near[1] == near[2] and near[3:] == [40, 40]
+    torch.testing.assert_close(way.norm(dim=-1), torch.ones(41, dtype=torch.float64))
+    torch.testing.assert_close(way[-1], b, atol=1e-6, rtol=0)
+    steps = angles(way)
+    assert float(steps.max()) < 1.01 * float(steps.median())
+    for stations, frames in ((torch.stack([a]), 5), (torch.stack([a, b]), 1)):
+        with pytest.raises(InputError, match="two stations"):
+            s.travel(stations, frames)

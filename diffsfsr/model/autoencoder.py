@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterable
 from math import gcd
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from diffsfsr import config
 from diffsfsr.errors import InputError
 from diffsfsr.face.masks import latent_mask
+from diffsfsr.model.published import Part, refuse_misfit
 
 FACTOR = 8  # pixels to a latent position
 MASK_FILL = 0.0  # mid grey, what stands in place of the face in every condition image
@@ -53,28 +53,27 @@ class LatentAutoencoder(ModelMixin, ConfigMixin):
         self.register_buffer("latent_scale", torch.full((channels,), float(factor)))
 
     @classmethod
-    def from_config_row(cls, row: config.Autoencoder, folder: Path | None = None) -> LatentAutoencoder:
+    def from_config_row(cls, row: config.Autoencoder, folder: Path | Part | None = None) -> LatentAutoencoder:
         """A new network for that row, or the published one in `folder` (diffusers' layout). A row with a source is SD's in size."""
         if folder is not None:
-            return cls.from_diffusers(folder)
+            return cls.from_diffusers(folder, row)
         return cls(kind=row.kind, channels=row.channels, width=_SD_WIDTH if row.kind == "kl" and row.source else row.width)
 
     @classmethod
-    def from_diffusers(cls, folder: Path) -> LatentAutoencoder:
-        """Wraps an AutoencoderKL or AutoencoderTiny saved by diffusers. Raises InputError when the folder holds neither."""
-        path = Path(folder) / "config.json"
-        try:
-            name = json.loads(path.read_text())["_class_name"]
-        except (OSError, ValueError, KeyError) as e:
-            raise InputError(f"no diffusers autoencoder in {folder}: {path.name} is missing or unreadable") from e
-        kind = next((k for k, c in _KINDS.items() if c.__name__ == name), None)
-        if kind is None:
-            raise InputError(f"{path} describes {name}; expected AutoencoderKL or AutoencoderTiny")
-        net = _KINDS[kind].from_pretrained(folder)
+    def from_diffusers(
+        cls, folder: Path | Part, row: config.Autoencoder | None = None, torch_dtype: torch.dtype = torch.float32
+    ) -> LatentAutoencoder:
+        """Wraps an AutoencoderKL or AutoencoderTiny saved by diffusers: a folder, or a Part of one or of a name on the hub.
+
+        Raises InputError when there is neither, or it is not one that `row` describes, before any weight is read.
+        """
+        part = Part.of(folder)
+        kind = check_autoencoder(part, row)
+        net = part.load(_KINDS[kind], torch_dtype)
         own = {k: net.config[k] for k in inspect.signature(type(net).__init__).parameters if k in net.config}
         wrapped = cls(kind=kind, channels=net.config.latent_channels, width=net.config.block_out_channels[0], inner=own)
-        wrapped.net.load_state_dict(net.state_dict())
-        return wrapped
+        wrapped.net = net
+        return wrapped.type(torch_dtype)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B,3,S,S) RGB in [-1, 1], S a multiple of 8 -> scaled latents (B,C,S/8,S/8); of a KL posterior, its mode."""
@@ -111,6 +110,18 @@ class LatentAutoencoder(ModelMixin, ConfigMixin):
         return self.latent_shift.view(1, -1, 1, 1).to(like), self.latent_scale.view(1, -1, 1, 1).to(like)
 
 
+def check_autoencoder(part: Part, row: config.Autoencoder | None = None) -> str:
+    """The kind of a published autoencoder by its config alone. Raises InputError when there is none, or not one of `row`'s shape."""
+    have = part.config(*_KINDS.values())
+    kind = next(k for k, c in _KINDS.items() if c.__name__ == have["_class_name"])
+    if row is None:
+        return kind
+    if kind != row.kind:
+        raise InputError(f"{part} holds a {have['_class_name']}; autoencoder.kind={row.kind} needs {_KINDS[row.kind].__name__}")
+    refuse_misfit(part, have, _KINDS[kind], {"latent_channels": (row.channels, "autoencoder.channels")})
+    return kind
+
+
 def _inner_config(kind: str, channels: int, width: int) -> dict[str, Any]:
     if kind == "tiny":
         return {
@@ -138,12 +149,20 @@ def condition_image(scene: Tensor, mask: Tensor) -> Tensor:
     return scene * (1 - mask) + MASK_FILL * mask
 
 
-def condition_latents(vae: LatentAutoencoder, scene: Tensor, mask: Tensor, mask_channel: bool) -> Tensor:
-    """What is concatenated to z_t: the encoded condition image (B,C,h,w), and with `mask_channel` the mask as one channel more.
+def condition_channels(preset: config.Preset) -> int:
+    """How many channels `condition_latents` gives, by which conv_in is wider than a base network's."""
+    c = preset.conditioning
+    return 1 if c.background == "segmentation" else preset.autoencoder.channels + c.mask_channel
 
-    A latent position that touches the face counts as face.
+
+def condition_latents(vae: LatentAutoencoder, scene: Tensor, mask: Tensor, mask_channel: bool, background: str = "image") -> Tensor:
+    """Section 3.1: what is concatenated to z_t, (B,k,h,w) in the dtype of `scene`.
+
+    background "image" is the encoded condition image (C channels), and with `mask_channel` the mask as one channel more;
+    "segmentation", section 4.3's model without the background condition, is the mask alone. A latent position that touches the
+    face counts as face.
     """
-    latents = vae.encode(condition_image(scene, mask))
-    if not mask_channel:
-        return latents
-    return torch.cat([latents, latent_mask(mask.to(latents), FACTOR)], dim=1)
+    shown = [] if background == "segmentation" else [vae.encode(condition_image(scene, mask))]
+    if mask_channel or background == "segmentation":
+        shown.append(latent_mask(mask.to(scene), FACTOR))
+    return torch.cat(shown, dim=1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from diffsfsr import config
 from diffsfsr.errors import InputError, did_you_mean
+from diffsfsr.model import attention
 from diffsfsr.model.diffusion import paper_timestep
 from diffsfsr.model.unet import DiffSFSR
 
@@ -28,6 +31,13 @@ def make_scheduler(row: config.Schedule, sampler: str) -> Any:
     "linspace" starts there (their "trailing" adds a timestep of -1 at some step counts). PNDM divides by the signal level,
     so it keeps "leading", which never visits T.
     """
+    scheduler = _scheduler(row, sampler)
+    # Carried along by from_config(scheduler.config) to a class that knows them, where the defaults would be wrong for latents
+    scheduler.register_to_config(rescale_betas_zero_snr=row.zero_terminal_snr, clip_sample=False)
+    return scheduler
+
+
+def _scheduler(row: config.Schedule, sampler: str) -> Any:
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, UniPCMultistepScheduler
 
     zero = row.zero_terminal_snr
@@ -61,8 +71,12 @@ def _rescaled_betas(row: config.Schedule) -> list[float]:
 
 def initial_noise(shape: Sequence[int], seeds: Sequence[int], device: Any = "cpu") -> Tensor:
     """(B, *shape) float32, row i drawn on the CPU from seeds[i] alone: the same on every device and in every batch."""
-    rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows).to(device)
+    return _draw(shape, [torch.Generator().manual_seed(seed) for seed in seeds], device)
+
+
+def _draw(shape: Sequence[int], generators: Sequence[torch.Generator], device: Any) -> Tensor:
+    """(B, *shape) standard normal float32, row i from generators[i], each on its own device."""
+    return torch.stack([torch.randn(tuple(shape), generator=own, device=own.device).to(device) for own in generators])
 
 
 def conditioned(
@@ -70,19 +84,37 @@ def conditioned(
 ) -> ModelFn:
     """The model bound to B items' conditions, for `sample`: rows with `null` set see null tokens in every slot, and the background.
 
-    A batch of 2B rows holds the items twice.
+    A batch of 2B rows holds the items twice. What stays the same from step to step (tokens, and their keys and values in every
+    cross-attention) is computed anew only for another `null` tensor: `sample` hands in one and the same at every step. The
+    weights must not change in between.
     """
     if present is None:
         present = torch.ones(len(condition), len(model.tokens.slots), dtype=torch.bool, device=condition.device)
+    last: _Constant | None = None
 
     def predict(z_t: Tensor, t: Tensor, null: Tensor) -> Tensor:
-        copies = len(z_t) // len(condition)
-        named = {k: None if v is None else v.repeat(copies, 1) for k, v in identity.items()}
-        shown = present.repeat(copies, 1) & ~null[:, None]
-        travel = None if expression is None else expression.repeat(copies, 1)
-        return model(z_t, t, condition.repeat(copies, 1, 1, 1), named, travel, shown)
+        nonlocal last
+        given = last  # read once: a call in another thread may replace it
+        if given is None or given.null is not null:
+            copies = len(null) // len(condition)
+            named = {k: None if v is None else v.repeat(copies, 1) for k, v in identity.items()}
+            travel = None if expression is None else expression.repeat(copies, 1)
+            tokens = model.tokens(named, travel, present.repeat(copies, 1) & ~null[:, None])
+            kept = attention.keep(model.unet, tokens.to(model.unet.dtype))
+            last = given = _Constant(null, condition.repeat(copies, 1, 1, 1), tokens, kept)
+        return model.denoise(z_t, t, given.condition, given.tokens, given.kept)
 
     return predict
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """What the network sees at every step alike, for one `null`."""
+
+    null: Tensor
+    condition: Tensor
+    tokens: Tensor
+    kept: attention.Kept
 
 
 @torch.no_grad()
@@ -91,27 +123,50 @@ def sample(
     shape: Sequence[int],
     scheduler: Any,
     steps: int,
-    seeds: Sequence[int],
+    seeds: Sequence[int] = (),
     guidance: float = 1.0,
     device: Any = "cpu",
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    keep: tuple[Tensor, Tensor] | None = None,
+    callback: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+    eta: float = 0.0,
 ) -> Tensor:
     """Latents (B, C, h, w) float32, one per seed, each the same alone or in a batch.
 
     Args:
         model_fn: see `conditioned`; a guided step calls it once, on 2B rows.
         shape: (C, h, w).
-        scheduler: from `make_scheduler`; it is copied, not changed.
+        scheduler: from `make_scheduler`, or any of diffusers'; it is copied, not changed.
         steps: network calls per item (PNDM makes one more).
         guidance: 1 follows the conditions; above 1 moves away from the prediction without them.
+        keep: (scene's latents (B,C,h,w), mask (B,1,h,w)): where the mask is 0 the scene stays. After each step it is put back
+            there, noised to the level that the step has reached; at the end it is clean.
+        callback: called after each step as callback(i, n, latents), n being the scheduler's timestep; latents that it returns
+            go on in their place.
+        generators: one per item, in place of seeds. What a stochastic scheduler draws on the way also comes from them.
+        eta: DDIM's share of fresh noise in each step; 0 is deterministic. Schedulers without one take no notice.
 
     Raises: InputError when the scheduler cannot take that many steps.
     """
     scheduler = type(scheduler).from_config(scheduler.config)
-    z = initial_noise(shape, seeds, device) * scheduler.init_noise_sigma
-    for n in progress(timesteps(scheduler, steps)):
-        output = _guided(model_fn, z, paper_timestep(n), guidance)
-        z = scheduler.step(output, n, z).prev_sample
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds] if generators is None else list(generators)
+    levels = timesteps(scheduler, steps)
+    t = paper_timestep(levels).to(device)
+    noise = _draw(shape, generators, device)
+    z = noise * scheduler.init_noise_sigma
+    guide = _guided(model_fn, guidance, len(z), device)
+    extra = {name: value for name, value in (("generator", generators), ("eta", eta)) if name in signature(scheduler.step).parameters}
+    for i, n in enumerate(progress(levels)):
+        output = guide(scheduler.scale_model_input(z, n), t[i])
+        z = scheduler.step(output, n, z, **extra).prev_sample
+        if keep is not None:
+            scene, mask = (x.to(z) for x in keep)
+            reached = scene if i + 1 == len(levels) else scheduler.add_noise(scene, noise, levels[i + 1].expand(len(z)))
+            z = torch.where(mask > 0, mask * z + (1 - mask) * reached, reached)
+        if callback is not None:
+            returned = callback(i, n, z)
+            z = z if returned is None else returned
     return z
 
 
@@ -137,15 +192,18 @@ def _fixed_gap(scheduler: Any) -> bool:
     return type(scheduler).__name__ in ("DDIMScheduler", "PNDMScheduler")
 
 
-def _guided(model_fn: ModelFn, z: Tensor, t: Tensor, guidance: float) -> Tensor:
-    """Ho and Salimans 2022: uncond + guidance (cond - uncond), both from one forward pass."""
-    rows = len(z)
-    null = torch.zeros(rows, dtype=torch.bool, device=z.device)
+def _guided(model_fn: ModelFn, guidance: float, rows: int, device: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Ho and Salimans 2022: uncond + guidance (cond - uncond), both from one forward pass; a function of (z (rows, ...), t ())."""
+    null = torch.zeros(rows, dtype=torch.bool, device=device)
     if guidance == 1.0:
-        return model_fn(z, t.to(z.device).expand(rows), null)
-    both = model_fn(z.repeat(2, 1, 1, 1), t.to(z.device).expand(2 * rows), torch.cat([null, ~null]))
-    cond, uncond = both.chunk(2)
-    return uncond + guidance * (cond - uncond)
+        return lambda z, t: model_fn(z, t.expand(rows), null)
+    null = torch.cat([null, ~null])
+
+    def guide(z: Tensor, t: Tensor) -> Tensor:
+        cond, uncond = model_fn(z.repeat(2, 1, 1, 1), t.expand(2 * rows), null).chunk(2)
+        return uncond + guidance * (cond - uncond)
+
+    return guide
 
 
 # --- choices of input -----------------------------------------------------------------------------------------------
@@ -170,14 +228,19 @@ def slerp(a: Tensor, b: Tensor, x: float | Tensor) -> Tensor:
     way exists, travel by a fixed one.
     """
     a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
-    cosine = (a * b).sum(-1, keepdim=True)
-    across = b - cosine * a
+    across = b - (a * b).sum(-1, keepdim=True) * a
     sine = across.norm(dim=-1, keepdim=True)
-    angle = torch.atan2(sine, cosine)
+    angle = _angle(a, b)[..., None]
     away = torch.where(sine > 1e-6, across / sine.clamp(min=1e-12), _orthogonal(a))
     x = torch.as_tensor(x, dtype=a.dtype, device=a.device)
     turn = ((x[..., None] if x.ndim else x) * angle).clamp(-torch.pi, torch.pi)
     return a * turn.cos() + away * turn.sin()
+
+
+def _angle(a: Tensor, b: Tensor) -> Tensor:
+    """The angle (...) between unit vectors (..., D), 0..pi; exact for the nearly equal, where an arc cosine is not."""
+    cosine = (a * b).sum(-1)
+    return torch.atan2((b - cosine[..., None] * a).norm(dim=-1), cosine)
 
 
 def _orthogonal(a: Tensor) -> Tensor:
@@ -195,3 +258,23 @@ def expression_strength(scene_exp: Tensor, word_exp: Tensor, x: float | Tensor) 
     if not bool((torch.isfinite(value) & (value >= 0)).all()):
         raise InputError(f"strength={x} must be a number of at least 0")
     return slerp(scene_exp, word_exp, x)
+
+
+def travel(stations: Tensor, frames: int) -> tuple[Tensor, list[int]]:
+    """Unit vectors (frames, D) from the first of n stations (n, D) to the last, and the frame that is nearest to each station.
+
+    The way is the great circles between neighbours. Frames are even in angle, so that each changes the expression by as much as
+    the one before; evenly many a station would rush between words that differ and dawdle between those that are alike.
+
+    Raises InputError for fewer than two stations or frames.
+    """
+    if len(stations) < 2 or frames < 2:
+        raise InputError(f"a travel needs two stations and two frames at least, not {len(stations)} and {frames}")
+    units = F.normalize(stations, dim=-1)
+    legs = _angle(units[:-1], units[1:])
+    reached = torch.cat([legs.new_zeros(1), legs.cumsum(0)])  # angle on the way, at each station
+    where = torch.linspace(0, 1, frames, dtype=legs.dtype, device=legs.device) * reached[-1]
+    leg = (torch.searchsorted(reached, where, right=True) - 1).clamp(0, len(legs) - 1)
+    share = ((where - reached[leg]) / legs[leg].clamp(min=1e-12)).clamp(0, 1)
+    near = torch.linspace(0, frames - 1, len(units)) if float(reached[-1]) == 0 else reached / reached[-1] * (frames - 1)
+    return slerp(units[leg], units[leg + 1], share), near.round().int().tolist()

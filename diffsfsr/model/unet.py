@@ -8,48 +8,55 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
 from diffsfsr import config
 from diffsfsr.errors import InputError
+from diffsfsr.model.attention import DeviceAttention, Kept
+from diffsfsr.model.autoencoder import condition_channels
 from diffsfsr.model.conditioning import ConditionTokens
 from diffsfsr.model.diffusion import NoiseSchedule, network_timestep, z0_from_output
+from diffsfsr.model.published import Part, refuse_misfit
+
+_POOLED = ("class_embed_type", "projection_class_embeddings_input_dim")
+_ASKED_BY = {  # a UNet's config -> the setting of a preset that decides it
+    "in_channels": "autoencoder.channels",
+    "out_channels": "autoencoder.channels",
+    "block_out_channels": "unet.channels",
+    "down_block_types": "unet.channels",
+    "up_block_types": "unet.channels",
+    "layers_per_block": "unet.layers",
+    "attention_head_dim": "unet.heads",
+    "cross_attention_dim": "conditioning.token_width",
+}
 
 
-class DeviceAttention:
-    """Attention as the device likes it: on a CPU the plain product, the faster one there in bf16 at our sizes; else SDPA."""
+def build_unet(preset: config.Preset, source: Path | Part | None = None, torch_dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+    """The preset's UNet, its conv_in widened by the condition's channels, see `condition_channels`.
 
-    def __init__(self) -> None:
-        self.plain, self.fused = AttnProcessor(), AttnProcessor2_0()
-
-    def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        processor = self.plain if hidden_states.device.type == "cpu" else self.fused
-        return processor(attn, hidden_states, *args, **kwargs)
-
-
-def build_unet(preset: config.Preset, folder: Path | None = None) -> UNet2DConditionModel:
-    """The preset's UNet, its conv_in widened by the condition's channels (C, and one more with a mask channel).
-
-    New weights, or those saved by diffusers in `folder`. With the default settings it is Stable Diffusion 1.4's, 859,520,964
-    parameters before widening. Raises InputError when the weights in `folder` were made for other settings.
+    New weights, or published ones. With the default settings it is Stable Diffusion 1.4's, 859,520,964 parameters before
+    widening. Raises InputError when what is at `source` was made for other settings, before any weight is read.
     """
     settings = unet_settings(preset)
-    unet = UNet2DConditionModel(**settings) if folder is None else _base_unet(folder, settings)
-    for key in ("in_channels", "block_out_channels", "cross_attention_dim"):
-        have = unet.config[key]
-        if (tuple(have) if isinstance(have, list | tuple) else have) != settings[key]:
-            raise InputError(f"the UNet in {folder} has {key}={have}; preset {preset.name} needs {settings[key]}")
+    if source is None:
+        unet = UNet2DConditionModel(**settings).type(torch_dtype)
+    else:
+        part = Part.of(source)
+        check_unet(preset, part)
+        pooled = {k: v for k, v in settings.items() if k in _POOLED}
+        unet = part.load(UNet2DConditionModel, torch_dtype, new="class_embedding." if pooled else "", **pooled)
     if preset.conditioning.pooled:
         unet.class_embedding.linear_1.reset_parameters()  # a base network has none, and loading leaves it unset
         nn.init.zeros_(unet.class_embedding.linear_2.weight)
         nn.init.zeros_(unet.class_embedding.linear_2.bias)
-    return widen_conv_in(unet, preset.autoencoder.channels + preset.conditioning.mask_channel)
+    return widen_conv_in(unet, condition_channels(preset))
 
 
-def _base_unet(folder: Path, settings: dict[str, Any]) -> UNet2DConditionModel:
-    pooled = {k: v for k, v in settings.items() if k in ("class_embed_type", "projection_class_embeddings_input_dim")}
-    return UNet2DConditionModel.from_pretrained(folder, **({"low_cpu_mem_usage": False} | pooled if pooled else {}))
+def check_unet(preset: config.Preset, source: Part) -> None:
+    """Compares a published UNet's config with the preset's settings. Raises InputError naming each that differs, with both values."""
+    settings = unet_settings(preset)
+    want = {key: (settings[key], name) for key, name in _ASKED_BY.items()}
+    refuse_misfit(source, source.config(UNet2DConditionModel), UNet2DConditionModel, want)
 
 
 def unet_settings(preset: config.Preset) -> dict[str, Any]:
@@ -58,7 +65,7 @@ def unet_settings(preset: config.Preset) -> dict[str, Any]:
     plain = 1 if levels >= 4 else 0
     down = ("CrossAttnDownBlock2D",) * (levels - plain) + ("DownBlock2D",) * plain
     up = ("UpBlock2D",) * plain + ("CrossAttnUpBlock2D",) * (levels - plain)
-    pooled = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": preset.conditioning.token_width}
+    pooled = dict(zip(_POOLED, ("projection", preset.conditioning.token_width), strict=True))
     return {
         "sample_size": preset.latent,
         "in_channels": preset.autoencoder.channels,
@@ -97,13 +104,21 @@ class DiffSFSR(nn.Module):
 
     @classmethod
     def from_preset(
-        cls, preset: config.Preset, identity_dims: dict[str, int], expression_dim: int | None = None, unet_folder: Path | None = None
+        cls,
+        preset: config.Preset,
+        identity_dims: dict[str, int],
+        expression_dim: int | None = None,
+        unet_folder: Path | Part | None = None,
+        torch_dtype: torch.dtype = torch.float32,
     ) -> DiffSFSR:
-        """A new model for that preset. identity_dims: encoder name -> D, which must name the preset's encoders in its order."""
+        """A new model for that preset, its UNet with new weights or those of `unet_folder` (a folder saved by diffusers, or a Part).
+
+        identity_dims: encoder name -> D, which must name the preset's encoders in its order.
+        """
         if tuple(identity_dims) != preset.conditioning.identity:
             raise InputError(f"preset {preset.name} conditions on {list(preset.conditioning.identity)}, not on {list(identity_dims)}")
-        tokens = ConditionTokens(dict(identity_dims), expression_dim or preset.dln.dim, preset.conditioning.token_width)
-        unet = build_unet(preset, unet_folder)
+        tokens = ConditionTokens(dict(identity_dims), expression_dim or preset.dln.dim, preset.conditioning.token_width).type(torch_dtype)
+        unet = build_unet(preset, unet_folder, torch_dtype)
         return cls(unet, tokens, NoiseSchedule.from_config(preset.schedule), preset.schedule.prediction)
 
     def forward(
@@ -120,13 +135,18 @@ class DiffSFSR(nn.Module):
         Args:
             z_t: (B,C,h,w) noisy latents.
             t: (B,) long, the paper's 1..T.
-            condition: (B,C[+1],h,w) from `condition_latents`.
+            condition: (B,k,h,w) from `condition_latents`, k as `condition_channels` counts.
             identity, expression, present: as `ConditionTokens.forward` takes them.
         """
-        tokens = self.tokens(identity, expression, self._batch_present(present, len(z_t)))
+        return self.denoise(z_t, t, condition, self.tokens(identity, expression, self._batch_present(present, len(z_t))))
+
+    def denoise(self, z_t: Tensor, t: Tensor, condition: Tensor, tokens: Tensor, kept: Kept | None = None) -> Tensor:
+        """`forward` from tokens (B,N,W) that are at hand, and, if so, from what `attention.keep` made of them."""
         dtype = self.unet.conv_in.weight.dtype
         x = torch.cat([z_t, condition], dim=1).to(dtype)
-        extra = {"class_labels": tokens.mean(1).to(dtype)} if self.pooled else {}
+        extra: dict[str, Any] = {"class_labels": tokens.mean(1).to(dtype)} if self.pooled else {}
+        if kept is not None:
+            extra["cross_attention_kwargs"] = {"kept": kept}
         return self.unet(x, network_timestep(t), encoder_hidden_states=tokens.to(dtype), **extra).sample.to(z_t.dtype)
 
     def _batch_present(self, present: Tensor | None, batch: int) -> Tensor:
@@ -151,4 +171,6 @@ class DiffSFSR(nn.Module):
             tokens = ConditionTokens.from_pretrained(folder / "tokens")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"no saved pipeline in {folder}: {str(error).splitlines()[0]}") from error
+        for part in (unet, tokens):
+            part.register_to_config(_name_or_path="")  # else a model trained on from here would be saved with this machine's path
         return cls(unet, tokens, NoiseSchedule.from_config(row), row.prediction)
