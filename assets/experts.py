@@ -12,10 +12,12 @@ from assets.resources import RegistryResource, Settings, WorkspaceResource
 from assets.stores.workspace import Shard, Workspace, aligned, family
 from assets.supervision import TEACHER, annotation_files, expression_teacher, teacher_file
 from assets.training import run_training
-from diffsfsr import tables
+from diffsfsr import presets, tables
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
 from diffsfsr.training.run import Inputs
+from diffsfsr.training.triplets import NO_ANNOTATIONS
+from diffsfsr.weights import SMALL
 
 
 def crops_of(workspace: Workspace, preset: Preset) -> Inputs:
@@ -41,6 +43,8 @@ def supervision_of(workspace: Workspace, preset: Preset) -> Inputs:
         if lacking := [file for file in teacher if not file.exists()]:
             raise NotReady(f"{lacking[0]} is missing: materialize expression_teacher, or run `diffsfsr run train --preset {preset.name}`")
     annotated = annotation_files(workspace, preset) if "annotations" in preset.dln.triplets else []
+    if "annotations" in preset.dln.triplets and not annotated:
+        raise NotReady(f"dln.triplets={list(preset.dln.triplets)}: {NO_ANNOTATIONS}")
     version = tables.fingerprint(basis.data_version, [tables.mark_of(file) for file in (*teacher, *annotated)])
     return replace(basis, data_version=version, teacher=tuple(map(str, teacher)), triplets=tuple(map(str, annotated)))
 
@@ -89,6 +93,29 @@ def dln_model(
     )
 
 
+@dg.asset(deps=[aligned_faces, autoencoder], kinds={"torch", "deepspeed"}, group_name="experts", pool="gpu")
+def loss_decoder(
+    context: dg.AssetExecutionContext,
+    settings: Settings,
+    workspace: WorkspaceResource,
+    registry: RegistryResource,
+    trainer: dg.PipesSubprocessClient,
+) -> dg.MaterializeResult:
+    """One network: the small decoder that the identity and expression losses look through; none where the preset does not ask for it."""
+    asked = settings.resolve().objective.loss_decoder
+    if asked != SMALL and presets.preset(settings.preset).trains != "decoder":
+        return dg.MaterializeResult(metadata={"why": f"objective.loss_decoder={asked!r} asks for none that is trained here"})
+    preset = settings.resolve("decoder")
+    inputs = replace(crops_of(workspace.open, preset), autoencoder=str(workspace.open.need_network("autoencoder", preset)[0]))
+    run, lines = run_training(context, trainer, workspace.open, registry.open, preset, inputs)
+    version = tables.fingerprint(run.path.name)
+    workspace.open.set_network("decoder", preset, run.model, version)
+    return dg.MaterializeResult(
+        metadata={"run": run.path.name, "steps": preset.training.steps, "psnr_db": lines[-1]["psnr"], "curve": curve(lines, ("mae",))},
+        data_version=dg.DataVersion(version),
+    )
+
+
 def _imported(workspace: Workspace, preset: Preset, kind: str, source: str) -> dg.MaterializeResult:
     """Published weights, found in the zoo and saved as this project's own class. NotReady names the command that brings them."""
     from diffsfsr.encoders.dln import Dln
@@ -100,7 +127,10 @@ def _imported(workspace: Workspace, preset: Preset, kind: str, source: str) -> d
     version = file_sha256(path)
     folder = workspace.home / "models" / family(preset) / f"{kind}-{version[:8]}"
     if not folder.is_dir():
-        load: Any = {"autoencoder": lambda: LatentAutoencoder.from_diffusers(path.parent), "dln": lambda: Dln.load(path.parent)}[kind]
+        load: Any = {
+            "autoencoder": lambda: LatentAutoencoder.from_config_row(preset.autoencoder, path.parent),
+            "dln": lambda: Dln.load(path.parent),
+        }[kind]
         save = "save_pretrained" if kind == "autoencoder" else "save"
         replace_folder(folder, lambda part: getattr(load(), save)(part))
     workspace.set_network(kind, preset, folder, version)

@@ -12,7 +12,7 @@ import dagster as dg
 from diffsfsr import config
 from diffsfsr.config import Preset
 from diffsfsr.presets import PRESETS, preset
-from diffsfsr.weights import refuse_non_commercial
+from diffsfsr.weights import check_names, refuse_non_commercial
 
 if TYPE_CHECKING:
     from assets.stores.catalogue import Catalogue
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from assets.stores.registry import Registry
     from assets.stores.workspace import Workspace
 
-_PREFIX = {"diffusion": "", "autoencoder": "ae-", "dln": "dln-"}
+_PREFIX = {"diffusion": "", "autoencoder": "ae-", "dln": "dln-", "decoder": "decoder-"}
+# What a network is made from besides its own `training`: a change elsewhere leaves it, and its finished run, as they are.
+_MADE_FROM = {
+    "diffusion": tuple(f.name for f in dataclasses.fields(Preset) if f.name != "training"),
+    "autoencoder": ("crop", "mask", "commercial_only", "data", "autoencoder"),
+    "dln": ("crop", "mask", "commercial_only", "data", "dln"),
+    "decoder": ("crop", "mask", "commercial_only", "data", "autoencoder"),
+}
 
 
 class Settings(dg.ConfigurableResource):
@@ -30,15 +37,24 @@ class Settings(dg.ConfigurableResource):
     changes: dict[str, str] = {}
 
     def resolve(self, trains: str = "diffusion") -> Preset:
-        """The preset for training that network. Changes under `training.` belong to the preset that was named, others to
-        its whole family, so that the networks fit together. Raises InputError."""
+        """The preset for training that network. The one that was named takes every change, another of its family those of what it
+        is made from, so that the networks fit together. Raises InputError."""
         named = preset(self.preset)
-        name = _PREFIX[trains] + self.preset.removeprefix(_PREFIX[named.trains])
-        row = PRESETS.get(name) or dataclasses.replace(named, trains=trains)  # type: ignore[arg-type]
-        changes = {k: v for k, v in self.changes.items() if row.name == named.name or not k.startswith("training.")}
+        family = self.preset.removeprefix(_PREFIX[named.trains])
+        if trains != "diffusion":
+            family = named.experts or family
+        row = PRESETS.get(_PREFIX[trains] + family) or _without_a_row(preset(family), trains)
+        changes = {k: v for k, v in self.changes.items() if trains == named.trains or k.partition(".")[0] in _MADE_FROM[trains]}
         resolved = config.override(row, changes)
+        check_names(resolved)
         refuse_non_commercial(resolved)
         return resolved
+
+
+def _without_a_row(family: Preset, trains: str) -> Preset:
+    """For a network that is imported, or that nobody has found a training for: the model's own, without its validation pictures."""
+    training = dataclasses.replace(family.training, validate_every=0)
+    return dataclasses.replace(family, trains=trains, training=training)  # type: ignore[arg-type]
 
 
 class WorkspaceResource(dg.ConfigurableResource):

@@ -15,7 +15,8 @@ from assets.stores.workspace import training_shards as kind_of
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
-from diffsfsr.training.run import Inputs
+from diffsfsr.training.run import Inputs, RunDirectory
+from diffsfsr.weights import SMALL
 
 _BATCH = 32
 
@@ -53,12 +54,17 @@ def current_shards(workspace: Workspace, preset: Preset) -> Inputs:
         where = ", ".join(lacking) or "every data set"
         raise NotReady(f"training shards are missing for {where}; run `diffsfsr run train --preset {preset.name}`")
     version = tables.fingerprint([tables.mark_of(file) for file in files])
-    return Inputs(
-        shards=tuple(map(str, files)),
-        data_version=version,
-        autoencoder=str(workspace.need_network("autoencoder", preset)[0]),
-        dln=str(workspace.need_network("dln", preset)[0]),
-    )
+    autoencoder, dln = (str(workspace.need_network(kind, preset)[0]) for kind in ("autoencoder", "dln"))
+    decoder = _decoder(workspace, preset, autoencoder) if preset.objective.loss_decoder == SMALL else ""
+    return Inputs(tuple(map(str, files)), version, autoencoder, dln, decoder=decoder)
+
+
+def _decoder(workspace: Workspace, preset: Preset, autoencoder: str) -> str:
+    """The folder of the small decoder. Raises NotReady where there is none, or it was trained for another autoencoder's latents."""
+    folder, _ = workspace.need_network("decoder", preset)
+    if RunDirectory(folder.parent).inputs.autoencoder != autoencoder:
+        raise NotReady(f"the loss decoder in {folder} reads another autoencoder's latents; run `diffsfsr run train --preset {preset.name}`")
+    return str(folder)
 
 
 def encode_shard(workspace: Workspace, catalogue: Catalogue, shard: Shard, preset: Preset) -> int:

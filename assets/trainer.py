@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from diffsfsr.training import launch
 from diffsfsr.training.loop import Report, Stats
@@ -23,9 +24,9 @@ def reporting() -> Iterator[Report]:
     with contextlib.ExitStack() as stack:
         reporters = [stack.enter_context(r) for r in (_to_dagster(), _to_mlflow()) if r]
 
-        def report_all(line: Stats) -> None:
+        def report_all(line: Stats, picture: Path | None = None) -> None:
             for report in reporters:
-                report(line)
+                report(line, picture)
 
         yield report_all
 
@@ -38,7 +39,12 @@ def _to_dagster() -> contextlib.AbstractContextManager[Report] | None:
     @contextlib.contextmanager
     def opened() -> Iterator[Report]:
         with open_dagster_pipes() as pipes:
-            yield lambda line: pipes.log.info("  ".join(f"{name} {value:.5g}" for name, value in line.items()))
+
+            def report(line: Stats, picture: Path | None = None) -> None:
+                shown = "  ".join(f"{name} {value:.5g}" for name, value in line.items())
+                pipes.log.info(f"{shown}  {picture}" if picture else shown)
+
+            yield report
 
     return opened()
 
@@ -56,9 +62,11 @@ def _to_mlflow() -> contextlib.AbstractContextManager[Report] | None:
         waiting: list[Stats] = []
         flushed = time.monotonic()
 
-        def report(line: Stats) -> None:
+        def report(line: Stats, picture: Path | None = None) -> None:
             nonlocal flushed
             waiting.append(line)
+            if picture:
+                registry.log_folder(run_id, picture, picture.parent.name)
             if time.monotonic() - flushed > _FLUSH_SECONDS:
                 registry.log_stats(run_id, waiting)
                 waiting.clear()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from dagster._core.errors import DagsterPipesExecutionError
 
-from assets.pictures import curve
+from assets.pictures import curve, picture
 from assets.resources import RegistryResource, Settings, WorkspaceResource
 from assets.shards import current_shards, training_shards
 from assets.stores.registry import Registry
@@ -56,7 +56,7 @@ def run_training(
     return run, run.stats()
 
 
-@dg.asset(deps=[training_shards], kinds={"torch", "deepspeed", "mlflow"}, group_name="model", pool="gpu")
+@dg.asset(deps=[training_shards, "loss_decoder"], kinds={"torch", "deepspeed", "mlflow"}, group_name="model", pool="gpu")
 def trained_model(
     context: dg.AssetExecutionContext,
     settings: Settings,
@@ -75,7 +75,20 @@ def trained_model(
             "steps": preset.training.steps,
             "images_per_second": lines[-1]["images_per_second"],
             "loss": lines[-1]["loss"],
-            "curve": curve(lines, ("loss_dm", "loss_id", "loss_exp")),
+            "curve": curve(lines, ("loss_dm", "loss_id", "loss_exp", "val_loss_dm", "val_id", "val_exp")),
+            **_validated(run),
         },
         data_version=dg.DataVersion(version),
     )
+
+
+def _validated(run: RunDirectory) -> dict[str, dg.MarkdownMetadataValue]:
+    """The last validation sheet of a run that made any; the full-sized ones are with its MLflow run."""
+    from diffsfsr.face.images import read, resize
+
+    sheets = sorted(run.validation.glob("step-*.png"))
+    if not sheets:
+        return {}
+    sheet = read(sheets[-1])
+    scale = min(1.0, 800 / sheet.shape[1])
+    return {"validation": picture(resize(sheet, (round(sheet.shape[0] * scale), round(sheet.shape[1] * scale))))}

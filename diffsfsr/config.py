@@ -144,10 +144,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Preset:
-    """One named, frozen configuration. `trains` says which of its networks `training` is for."""
+    """One named, frozen configuration. `trains` says which of its networks `training` is for, `experts` whose autoencoder and DLN
+    a diffusion model uses where they are not its own."""
 
     name: str
     trains: Literal["diffusion", "autoencoder", "dln", "decoder"] = "diffusion"
+    experts: str = ""  # another preset's name
     crop: int = 512  # S
     mask: Literal["hull", "face_unet", "segformer"] = "hull"
     commercial_only: bool = False  # refuse weights whose terms exclude commercial use
@@ -206,12 +208,20 @@ def _refuse_bad_combinations(p: Preset) -> None:
             "training.offload=optimizer needs an optimiser that ZeRO divides, not training.zero_stage=0",
         ),
         (
+            p.training.precision == "fp16" and p.training.zero_stage == 0,
+            "training.precision=fp16 scales its losses in ZeRO's optimiser, which training.zero_stage=0 has not; use stage 1",
+        ),
+        (
             p.conditioning.background == "segmentation" and p.conditioning.mask_channel,
             "conditioning.background=segmentation is the mask alone; set conditioning.mask_channel=false",
         ),
         (
             p.trains != "diffusion" and p.training.validate_every > 0,
             f"training.validate_every={p.training.validate_every} with trains={p.trains}: only a diffusion model has pictures to show",
+        ),
+        (
+            p.trains != "diffusion" and p.training.gradient_checkpointing,
+            f"training.gradient_checkpointing=true with trains={p.trains} would do nothing: only a diffusion model's step is large",
         ),
         (p.objective.min_snr < 0, f"objective.min_snr={p.objective.min_snr} is negative; 0 turns it off"),
         (p.training.ahead < 0, f"training.ahead={p.training.ahead} is negative"),
@@ -295,7 +305,7 @@ def override(p: Preset, changes: dict[str, Any]) -> Preset:
     """A copy with dotted settings changed, `{"training.steps": "100"}`; strings are read as JSON where they can be."""
     data = to_dict(p)
     for dotted, value in changes.items():
-        if dotted in ("name", "trains"):
+        if dotted in ("name", "trains", "experts"):
             raise InputError(f"setting {dotted} belongs to the preset: choose another with --preset")
         node, path = data, dotted.split(".")
         for i, key in enumerate(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, Literal
 
 from diffsfsr.config import (
     Autoencoder,
@@ -16,6 +17,7 @@ from diffsfsr.config import (
     Schedule,
     Training,
     Unet,
+    override,
 )
 from diffsfsr.errors import InputError, did_you_mean
 
@@ -34,6 +36,8 @@ _SMALL = Preset(
     sampling=Sampling(sampler="ddim", steps=25, guidance=2.0),
     evaluation=Evaluation(items=200, judge="any"),
 )
+# An hour or two of two cores, so that ablations can be compared.
+_LAB = replace(_SMALL.training, steps=6000, decay_from=4500, validate_every=500)
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset(
@@ -43,13 +47,14 @@ PRESETS: dict[str, Preset] = {
         autoencoder=Autoencoder(kind="kl", channels=4, source="sd-1.4-vae"),
         dln=Dln(backbone="facenet", triplets=("annotations",)),
         unet=Unet(source="sd-1.4-unet"),
-        training=Training(processes=8),
+        training=Training(processes=8, validate_every=5000),
     ),
     "lab": replace(
         _SMALL,
         name="lab",
         conditioning=replace(_SMALL.conditioning, identity=("mobilefacenet_arcface", "dlib", "mobileface_v2")),
         dln=Dln(triplets=("labels", "blendshapes")),
+        training=_LAB,
     ),
     "lab-commercial": replace(
         _SMALL,
@@ -58,6 +63,7 @@ PRESETS: dict[str, Preset] = {
         data=Data(detector="yunet", landmarks="facemesh"),
         conditioning=replace(_SMALL.conditioning, identity=("dlib", "mobileface_v2")),
         dln=Dln(triplets=("labels", "blendshapes")),
+        training=_LAB,
         evaluation=replace(_SMALL.evaluation, judge="reid0095"),  # "any" may find one whose terms are not free
     ),
     "starter": _SMALL,
@@ -87,34 +93,65 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-# The networks that a preset trains before its diffusion model, under the same launcher: `ae-lab`, `dln-lab`, ...
+# The networks that a preset trains before its diffusion model, under the same launcher: `ae-lab`, `dln-lab`, `decoder-lab`, ...
 _LONG_RUNS = (
     replace(_TWO_CORES, steps=1500, lr=1e-3, warmup=50, decay_from=750),
     replace(_TWO_CORES, steps=600, batch=48, lr=1e-4, warmup=20, decay_from=300, log_every=50),  # a batch is of triplets
+    replace(_TWO_CORES, steps=1500, lr=2e-3, warmup=50, decay_from=750),
 )
-_EXPERTS = {  # preset: (autoencoder, DLN)
+_EXPERTS = {  # preset: (autoencoder, DLN, loss decoder)
     "lab": _LONG_RUNS,
     "lab-commercial": _LONG_RUNS,
     "starter": _LONG_RUNS,
     "demo": (
         replace(_TWO_CORES, steps=220, batch=4, lr=1e-3, warmup=10, decay_from=110, checkpoint_every=75, log_every=10),
         replace(_TWO_CORES, steps=12, batch=6, lr=1e-4, decay_from=6, precision="fp32", checkpoint_every=6, log_every=2),
+        replace(_TWO_CORES, steps=220, batch=4, lr=2e-3, warmup=10, decay_from=110, checkpoint_every=75, log_every=10),
     ),
     "tiny": (
         PRESETS["tiny"].training,
         replace(PRESETS["tiny"].training, steps=4, batch=12, decay_from=2, lr=1e-4, checkpoint_every=2, log_every=1),
+        PRESETS["tiny"].training,
     ),
 }
-for _name, (_autoencoder, _dln) in _EXPERTS.items():
-    PRESETS[f"ae-{_name}"] = replace(PRESETS[_name], name=f"ae-{_name}", trains="autoencoder", training=replace(_autoencoder, ema=0.0))
-    PRESETS[f"dln-{_name}"] = replace(PRESETS[_name], name=f"dln-{_name}", trains="dln", training=replace(_dln, ema=0.0))
-# Its autoencoder is imported; nobody publishes a DLN in a form that this project reads. On FEC's 500,000 triplets; steps and rate are ours.
+_NETWORKS: dict[str, Literal["autoencoder", "dln", "decoder"]] = {"ae": "autoencoder", "dln": "dln", "decoder": "decoder"}
+for _name, _rows in _EXPERTS.items():
+    for (_prefix, _network), _training in zip(_NETWORKS.items(), _rows, strict=True):
+        _alone = replace(_training, ema=0.0)  # an average of weights is not what calibrated the latents
+        PRESETS[f"{_prefix}-{_name}"] = replace(PRESETS[_name], name=f"{_prefix}-{_name}", trains=_network, training=_alone)
+# Steps and rates are ours. The autoencoder is imported; a DLN is published by nobody in a form that this project reads: FEC trains it.
 PRESETS["dln-paper"] = replace(
     PRESETS["paper"],
     name="dln-paper",
     trains="dln",
     training=Training(steps=20_000, batch=64, lr=1e-4, warmup=500, decay_from=10_000, processes=8),
 )
+PRESETS["decoder-paper"] = replace(
+    PRESETS["paper"],
+    name="decoder-paper",
+    trains="decoder",
+    training=Training(steps=20_000, lr=1e-3, warmup=500, decay_from=10_000, processes=8),
+)
+
+# What the method owes to each of its parts: the same preset without it, on the same experts. `lab-no-background`, ...
+_ABLATIONS: dict[str, dict[str, Any]] = {
+    "no-background": {"conditioning.background": "segmentation", "conditioning.mask_channel": False},  # the paper's Table 3
+    "no-slot-3": {"conditioning.identity": slice(2)},
+    "no-slots-2-3": {"conditioning.identity": slice(1)},
+    "midpoint-original": {"objective.midpoint": "original"},
+    "midpoint-one-step": {"objective.midpoint": "one-step"},
+    "midpoint-no-noise": {"objective.midpoint_noise": False},
+    "no-face-losses": {"objective.lambda_id": 0.0, "objective.lambda_exp": 0.0},
+    "self-only": {"objective.p_self": 1.0},
+    "mostly-cross": {"objective.p_self": 0.2},
+    "no-slot-dropout": {"conditioning.slot_dropout": 0.0},
+    "more-slot-dropout": {"conditioning.slot_dropout": 0.3},
+}
+for _basis in ("paper", "lab"):
+    for _name, _changes in _ABLATIONS.items():
+        _identity = PRESETS[_basis].conditioning.identity
+        _row = override(PRESETS[_basis], {key: list(_identity[v]) if isinstance(v, slice) else v for key, v in _changes.items()})
+        PRESETS[f"{_basis}-{_name}"] = replace(_row, name=f"{_basis}-{_name}", experts=_basis)
 
 
 def preset(name: str) -> Preset:

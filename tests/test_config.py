@@ -37,7 +37,7 @@ def test_every_setting_survives_a_change() -> None:
     start = dataclasses.replace(PRESETS["paper"], schedule=dataclasses.replace(PRESETS["paper"].schedule, prediction="v_prediction"))
     flat = _flat(config.to_dict(start))
     for name, value in flat.items():
-        if name in ("name", "trains"):  # what makes it another preset
+        if name in ("name", "trains", "experts"):  # what makes it another preset
             with pytest.raises(InputError, match="belongs to the preset"):
                 config.override(start, {name: "dln"})
             continue
@@ -115,11 +115,13 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("ae-lab", {"training.zero_stage": 3}, ["training.zero_stage=3", "trains=autoencoder"]),
     ("lab", {"training.offload": "all"}, ["training.offload=all", "training.zero_stage=1"]),
     ("lab", {"training.offload": "optimizer", "training.zero_stage": 0}, ["training.offload=optimizer", "training.zero_stage=0"]),
+    ("lab", {"training.precision": "fp16", "training.zero_stage": 0}, ["training.precision=fp16", "training.zero_stage=0"]),
     (
         "lab",
         {"conditioning.background": "segmentation"},
         ["conditioning.background=segmentation", "conditioning.mask_channel=false"],
     ),
+    ("dln-lab", {"training.gradient_checkpointing": True}, ["training.gradient_checkpointing=true", "trains=dln"]),
     ("dln-lab", {"training.validate_every": 10}, ["training.validate_every=10", "trains=dln"]),
     ("lab", {"conditioning.identity": []}, ["conditioning.identity is empty"]),
     ("lab", {"conditioning.identity": ["dlib", "dlib"]}, ["conditioning.identity=['dlib', 'dlib']"]),
@@ -155,11 +157,11 @@ def test_what_lies_just_inside_the_rules_is_allowed() -> None:
         config.override(PRESETS[name], changes)
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.partition("-")[0] in ("ae", "dln")])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.partition("-")[0] in ("ae", "dln", "decoder")])
 def test_a_presets_experts_share_its_architecture(name: str) -> None:
     kind, _, basis = name.partition("-")
     row, main = PRESETS[name], PRESETS[basis]
-    assert row.trains == {"ae": "autoencoder", "dln": "dln"}[kind] and main.trains == "diffusion"
+    assert row.trains == {"ae": "autoencoder", "dln": "dln", "decoder": "decoder"}[kind] and main.trains == "diffusion"
     same = dataclasses.replace(row, name=main.name, trains=main.trains, training=main.training)
     assert same == main
     assert row.training.ema == 0.0  # an average of weights is not what calibrated the latents
@@ -175,7 +177,31 @@ def test_the_papers_row_is_the_papers() -> None:
     assert (p.conditioning.identity, p.mask, p.dln.backbone) == (("w600k_r50", "dlib", "facenet"), "segformer", "facenet")
 
 
-def test_lab_differs_from_starter_by_its_experts_alone() -> None:
+def test_lab_differs_from_starter_by_its_experts_and_its_length_alone() -> None:
     starter, lab = PRESETS["starter"], PRESETS["lab"]
-    assert dataclasses.replace(lab, name=starter.name, conditioning=starter.conditioning, dln=starter.dln) == starter
+    shared = {"name": starter.name, "conditioning": starter.conditioning, "dln": starter.dln, "training": starter.training}
+    assert dataclasses.replace(lab, **shared) == starter
+    length = {name: getattr(starter.training, name) for name in ("steps", "decay_from", "validate_every")}
+    assert dataclasses.replace(lab.training, **length) == starter.training
     assert dataclasses.replace(lab.conditioning, identity=starter.conditioning.identity) == starter.conditioning
+
+
+def test_an_ablation_is_its_basis_without_one_part() -> None:
+    """Each changes what its name says and nothing else, and learns from the same experts."""
+    changed = {
+        "no-background": {"conditioning.background", "conditioning.mask_channel"},
+        **dict.fromkeys(("no-slot-3", "no-slots-2-3"), {"conditioning.identity"}),
+        **dict.fromkeys(("midpoint-original", "midpoint-one-step"), {"objective.midpoint"}),
+        "midpoint-no-noise": {"objective.midpoint_noise"},
+        "no-face-losses": {"objective.lambda_id", "objective.lambda_exp"},
+        **dict.fromkeys(("self-only", "mostly-cross"), {"objective.p_self"}),
+        **dict.fromkeys(("no-slot-dropout", "more-slot-dropout"), {"conditioning.slot_dropout"}),
+    }
+    for basis in ("paper", "lab"):
+        whole = _flat(config.to_dict(PRESETS[basis]))
+        for name, settings in changed.items():
+            row = PRESETS[f"{basis}-{name}"]
+            differing = {key for key, value in _flat(config.to_dict(row)).items() if value != whole[key]}
+            assert row.experts == basis and differing - {"name", "experts"} <= settings and differing & settings
+        left = [len(PRESETS[f"{basis}{name}"].conditioning.identity) for name in ("", "-no-slot-3", "-no-slots-2-3")]
+        assert left == [3, 2, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from diffsfsr.training.run import RunDirectory
 
 
 class PlainEngine:
-    """torch.optim.AdamW behind the loop's verbs."""
+    """torch.optim.AdamW behind the loop's verbs. At the calls of `step` in `narrow`, a step's last, half precision is too narrow."""
 
     rank, world, device = 0, 1, torch.device("cpu")
 
     def __init__(self, network: nn.Module, t: Training) -> None:
         self.network, self.t, self.micro = network, t, 0
         self.rates: list[float] = []
+        self.narrow: set[int] = set()
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=t.lr, weight_decay=t.weight_decay)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -40,6 +42,9 @@ class PlainEngine:
         self.micro += 1
         if self.micro % self.t.accumulation:
             return None
+        if self.overflowed():
+            self.optimizer.zero_grad()
+            return math.inf
         self.optimizer.param_groups[0]["lr"] = lr
         self.rates.append(lr)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.t.grad_clip)
@@ -58,8 +63,14 @@ class PlainEngine:
     def barrier(self) -> None:
         pass
 
+    def overflowed(self) -> bool:
+        return self.micro in self.narrow
+
     def any(self, flag: bool) -> bool:
         return flag
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
 
     def whole(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -76,8 +87,7 @@ class Toy:
         self.spoil = lambda at, loss: loss
 
     def draw(self, at: Position) -> Batch:
-        self.at = at
-        return {"x": self.x[at.items(self.batch, len(self.x))]}
+        return {"x": self.x[at.items(self.batch, len(self.x))], "place": torch.tensor([at.step, at.micro])}
 
     def losses(self, network: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         self.seeds.append(generator.initial_seed())
@@ -85,7 +95,7 @@ class Toy:
         target = torch.stack([batch["x"].sum(1), torch.ones(len(x))], 1)
         each = (network(x) - target).square().mean(1)
         kept = each[each > 1]  # a term that some batches lack
-        return {"loss": self.spoil(self.at, each), "large": kept}
+        return {"loss": self.spoil(tuple(batch["place"].tolist()), each), "large": kept}
 
     def save(self, folder: Path) -> None:
         torch.save(self.network.state_dict(), folder / "weights.pt")
@@ -106,8 +116,11 @@ def learn(folder: Path, chosen: Preset, toy: Toy | None = None, stop_at: int = 0
     return run, toy, reported
 
 
+CLOCK = {"images_per_second", "data_wait"}  # of a line of statistics, what no two runs share
+
+
 def lines(run: RunDirectory) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in run.stats()]
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in run.stats()]
 
 
 def weights(run: RunDirectory) -> dict[str, Tensor]:
@@ -190,7 +203,11 @@ def test_every_step_has_its_rate_and_every_micro_batch_its_noise(tmp_path: Path)
     places = [Position(step, micro, rank, 2, 2, seed) for step in range(20) for micro in range(2) for rank in range(2) for seed in range(2)]
     seeds = {at: at.generator().initial_seed() for at in places}
     assert len(set(seeds.values())) == len(places)
-    assert toy.seeds == [seeds[at] for at in places if (at.rank, at.seed) == (0, 0)]
+    alone = [Position(step, micro, 0, 1, 2, 0) for step in range(20) for micro in range(2)]
+    assert toy.seeds == [at.generator().initial_seed() for at in alone]
+    # the parts of a step are the same ones on one rank as on two
+    spread = [seeds[Position(step, 0, rank, 2, 2, 0)] for step in range(20) for rank in range(2)]
+    assert toy.seeds == spread
 
 
 def test_accumulation_splits_the_batch(tmp_path: Path) -> None:
@@ -208,8 +225,8 @@ def test_accumulation_splits_the_batch(tmp_path: Path) -> None:
 
 
 def test_a_line_is_the_mean_of_its_steps(tmp_path: Path) -> None:
-    every, _, _ = learn(tmp_path / "every", preset(log_every=1))
-    third, _, _ = learn(tmp_path / "third", preset(log_every=3))
+    every, _, _ = learn(tmp_path / "every", preset(log_every=1, accumulation=1))
+    third, _, _ = learn(tmp_path / "third", preset(log_every=3, accumulation=1))
     ones = lines(every)
     assert [line["step"] for line in ones] == list(range(1, 21)) and [line["step"] for line in lines(third)] == [3, 6, 9, 12, 15, 18, 20]
     for line in lines(third):
@@ -217,6 +234,26 @@ def test_a_line_is_the_mean_of_its_steps(tmp_path: Path) -> None:
         for name in ("loss", "large", "grad_norm"):
             values = [one[name] for one in of if name in one]
             assert (name in line) == bool(values) and (not values or line[name] == pytest.approx(sum(values) / len(values)))
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 5, 100])
+def test_drawing_ahead_changes_nothing(tmp_path: Path, ahead: int) -> None:
+    usual, _, _ = learn(tmp_path / "usual", preset())
+    run, _, reported = learn(tmp_path / "run", preset(ahead=ahead))
+    assert lines(run) == lines(usual) and same(weights(run), weights(usual))
+    assert all(0 < line["data_wait"] < 1 for line in reported)
+
+
+def test_a_step_that_overflowed_is_done_again(tmp_path: Path) -> None:
+    """It counts once, in the schedule, the average and the statistics, with the batch it had."""
+    usual, _, _ = learn(tmp_path / "usual", preset())
+    chosen, toy, run = preset(), Toy(4), RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    engine = PlainEngine(toy.network, chosen.training)
+    engine.narrow = {2, 4, 10, 12, 14}  # the first step twice, the third three times
+    train(engine, toy, chosen, run, lambda line, picture=None: None)
+    assert engine.micro == 2 * (20 + 5)
+    assert lines(run) == lines(usual) and same(weights(run), weights(usual))
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 11, 19])
@@ -241,8 +278,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, step: int) -
     whole, _, _ = learn(tmp_path / "whole", preset(log_every=2))
     toy = Toy(4)
 
-    def kill(at: Position, loss: Tensor) -> Tensor:
-        if (at.step, at.micro) == (step, 1):
+    def kill(at: tuple[int, int], loss: Tensor) -> Tensor:
+        if at == (step, 1):
             raise Killed
         return loss
 
@@ -299,8 +336,8 @@ def test_killed_after_the_last_checkpoint_but_before_the_model(tmp_path: Path) -
 def test_what_is_not_finite_ends_the_run_before_it_is_saved(tmp_path: Path, ill: str) -> None:
     toy = Toy(4)
 
-    def spoil(at: Position, loss: Tensor) -> Tensor:
-        if (at.step, at.micro) != (3, 1):
+    def spoil(at: tuple[int, int], loss: Tensor) -> Tensor:
+        if at != (3, 1):
             return loss
         # the square root of zero has a value but no slope
         return loss * float("nan") if ill == "loss" else loss + (0 * toy.network[0].weight.sum()).sqrt()

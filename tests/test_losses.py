@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffsfsr.errors import InputError
 from diffsfsr.model.autoencoder import LatentAutoencoder
+from diffsfsr.model.diffusion import NoiseSchedule
 from diffsfsr.training import losses
 
 
@@ -67,6 +68,44 @@ def test_expression_and_total_by_hand() -> None:
     assert losses.total_loss(l_dm, l_id, l_exp, 0.1, 10.0).tolist() == pytest.approx([11.05, 4.6])
     assert losses.total_loss(l_dm, None, l_exp, 0.1, 2.0).tolist() == [3.0, 2.5]
     assert losses.total_loss(l_dm, None, None, 1.0, 1.0) is l_dm
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        # alpha_bar 0.9, 0.5, 0.2, 0 have SNR 9, 1, 0.25, 0; gamma 5 clips the first alone
+        ("epsilon", [5 / 9, 1.0, 1.0, 1.0]),
+        ("v_prediction", [5 / 10, 1 / 2, 0.25 / 1.25, 0.0]),
+    ],
+)
+def test_min_snr_by_hand(prediction: str, expected: list[float]) -> None:
+    schedule = NoiseSchedule(torch.tensor([1.0, 0.9, 0.5, 0.2, 0.0], dtype=torch.float64))
+    weight = losses.min_snr_weight(prediction, torch.tensor([1, 2, 3, 4]), schedule, 5.0)
+    assert weight.dtype == torch.float32 and weight.tolist() == pytest.approx(expected, abs=1e-6)
+    assert losses.min_snr_weight(prediction, torch.tensor([3, 1]), schedule, 0.1).tolist() == pytest.approx(
+        {"epsilon": [0.1 / 0.25, 0.1 / 9], "v_prediction": [0.1 / 1.25, 0.1 / 10]}[prediction]
+    )
+
+
+def test_min_snr_weighs_an_error_of_z_0_alike_for_both_predictions() -> None:
+    """The same wrong z_0 said in eps and in v: after weighting both losses are min(SNR, gamma) times its square."""
+    schedule = NoiseSchedule(torch.linspace(1, 0.02, 50, dtype=torch.float64))
+    t = torch.arange(1, 50)
+    a, wrong = schedule.at(t).flatten(), 0.3
+    error = {"epsilon": (a / (1 - a)).sqrt() * wrong, "v_prediction": wrong / (1 - a).sqrt()}  # from Eq. 1 and the definition of v
+    for prediction, value in error.items():
+        weighted = losses.min_snr_weight(prediction, t, schedule, 5.0).double() * value**2
+        torch.testing.assert_close(weighted, (a / (1 - a)).clamp(max=5) * wrong**2, rtol=1e-5, atol=1e-9)
+
+
+def test_reconstruction_losses_by_hand() -> None:
+    """One pixel of one channel off by 1, of 3 x 2 x 2: one difference to the right of 6 is off, and one downwards."""
+    images = torch.zeros(2, 3, 2, 2)
+    rebuilt = images.clone()
+    rebuilt[1, 0, 0, 0] = 1.0
+    terms = losses.reconstruction_losses(rebuilt, images)
+    assert terms["mae"].tolist() == pytest.approx([0, 1 / 12]) and terms["edges"].tolist() == pytest.approx([0, 1 / 6 + 1 / 6])
+    assert terms["loss"].tolist() == pytest.approx([0, 5 / 12]) and float(terms["psnr"][1]) == pytest.approx(16.81, abs=0.01)
 
 
 def face_losses() -> dict[str, Callable[[Tensor], Tensor]]:

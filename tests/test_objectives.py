@@ -245,6 +245,88 @@ def test_bf16_is_near_fp32_and_learns(build: Callable[..., DiffusionObjective]) 
     assert all(bool(p.grad.isfinite().all()) for p in objective.network.parameters() if p.grad is not None)
 
 
+def test_gradient_checkpointing_changes_no_gradient(build: Callable[..., DiffusionObjective], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder and each expert run once more on the way back; loss and gradients are those of the plain step."""
+    found, calls = [], []
+    for checkpointing in (False, True):
+        objective = build(objective__aux_fraction=1.0, training__gradient_checkpointing=checkpointing)
+        count = dict.fromkeys(("decoder", "dln", "dlib"), 0)
+
+        def counted(name: str, function: Callable[..., Tensor], count: dict[str, int] = count) -> Callable[..., Tensor]:
+            def call(*given: Tensor) -> Tensor:
+                count[name] += 1
+                return function(*given)
+
+            return call
+
+        monkeypatch.setattr(objective.decoder, "decode", counted("decoder", objective.decoder.decode))
+        monkeypatch.setattr(objective.dln, "forward", counted("dln", objective.dln.forward))
+        monkeypatch.setattr(objective.identity["dlib"], "forward", counted("dlib", objective.identity["dlib"].forward))
+        terms = objective.losses(objective.network, objective.draw(at()), generator(1))
+        before = dict(count)
+        terms["loss"].mean().backward()
+        calls.append((before, count))
+        found.append((terms["loss"].detach(), {n: p.grad for n, p in objective.network.named_parameters() if p.grad is not None}))
+    once, twice = (dict.fromkeys(("decoder", "dln", "dlib"), n) for n in (1, 2))
+    assert calls == [(once, once), (once, twice)]
+    (plain, gradients), (again, others) = found
+    assert torch.equal(plain, again) and gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("aux_max_t", [30, 600])
+def test_every_rank_and_micro_batch_calls_the_network_as_often(build: Callable[..., DiffusionObjective], aux_max_t: int) -> None:
+    """With ZeRO-3 a rank that calls less waits for ever. And never do more items carry the face losses than their share."""
+    objective = build(objective__aux_max_t=aux_max_t, objective__aux_fraction=0.34)
+    with torch.no_grad():
+        for step, micro, rank in np.ndindex(2, 2, 3):
+            watch, place = Watch(), Position(step, micro, rank, 3, 2, 0)
+            terms = objective.losses(watch, objective.draw(place), place.generator())
+            first, second = watch.calls
+            allowed = int((first["t"] <= aux_max_t).sum())
+            assert len(second["t"]) == max(1, min(2, allowed)) and len(terms["loss_exp"]) <= min(2, allowed)
+            assert bool((second["t"] <= max(1, aux_max_t // 2)).all())
+
+
+def test_min_snr_weighs_l_dm_alone(build: Callable[..., DiffusionObjective]) -> None:
+    plain, weighed = build(**STILL), build(objective__min_snr=5.0, **STILL)
+    with torch.no_grad():
+        watch, batch = Watch(plain.network), plain.draw(at())
+        before = plain.losses(watch, batch, generator(1))
+        after = weighed.losses(weighed.network, batch, generator(1))
+    for name in ("loss_dm", "loss_id", "loss_exp"):
+        assert torch.equal(before[name], after[name])
+    a = plain.network.schedule.alpha_bar[watch.calls[0]["t"]]
+    weight = torch.minimum(a / (1 - a), torch.tensor(5.0)) / (a / (1 - a) + 1)
+    torch.testing.assert_close(after["loss"] - before["loss"], ((weight - 1) * before["loss_dm"]).float(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_small_decoder_is_what_the_losses_look_through(
+    build: Callable[..., DiffusionObjective], inputs: Inputs, tmp_path: Path
+) -> None:
+    from diffsfsr.model.decoder import LossDecoder
+
+    row = preset(objective__loss_decoder="small", objective__aux_fraction=1.0)
+    with pytest.raises(NotReady, match=r"the decoder of preset tiny is missing at \(nowhere\)"):
+        DiffusionObjective(row, inputs)
+    torch.manual_seed(3)
+    LossDecoder(row.autoencoder.channels).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    objective = DiffusionObjective(row, replace(inputs, decoder=str(tmp_path)))
+    plain, seen = build(objective__aux_fraction=1.0), []
+    hook = objective.decoder.layers[0].register_forward_hook(lambda module, given, made: seen.append(given[0]))
+    monkey = objective.autoencoder.net.decoder.register_forward_hook(lambda *called: pytest.fail("the autoencoder's decoder was called"))
+    batch = objective.draw(at())
+    terms, others = (o.losses(o.network, batch, generator(1)) for o in (objective, plain))
+    hook.remove(), monkey.remove()
+    assert len(seen) == 1 and seen[0].requires_grad
+    assert torch.equal(terms["loss_dm"], others["loss_dm"]) and not torch.allclose(terms["loss_exp"], others["loss_exp"])
+    terms["loss_exp"].mean().backward()
+    assert float(objective.network.unet.conv_in.weight.grad.abs().max()) > 0
+    assert all(p.grad is None and not p.requires_grad for p in objective.decoder.parameters())
+
+
 # --- conditions -------------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +346,20 @@ def test_an_absent_slot_holds_its_null_token(build: Callable[..., DiffusionObjec
     assert torch.equal(made[0][~there, 0], null) and not torch.equal(made[0][there, 0], null)
     assert not torch.isclose(made[0][:, 1], network.tokens.null[1]).all(1).any()
     assert torch.equal(before[~there], after[~there]) and bool((before[there] != after[there]).all())
+
+
+def test_a_segmentation_knows_nothing_of_the_scene(build: Callable[..., DiffusionObjective]) -> None:
+    """Another scene under the same mask: the network's conditions are the same to the last bit, one channel, the mask itself."""
+    changes = {"conditioning__background": "segmentation", "conditioning__mask_channel": False}
+    objective = build(objective__lambda_id=0.0, objective__lambda_exp=0.0, **changes, **STILL)
+    batch, watch = objective.draw(at()), Watch(objective.network)
+    given = [batch, batch | {"masked": torch.randn_like(batch["masked"])}, batch | {"mask": 1 - batch["mask"]}]
+    outputs = [objective.losses(watch, each, generator())["loss_dm"] for each in given]
+    conditions = [call["condition"] for call in watch.calls]
+    assert torch.equal(conditions[0], batch["mask"]) and conditions[0].shape[1] == 1
+    assert torch.equal(conditions[1], conditions[0]) and torch.equal(outputs[1], outputs[0])
+    assert torch.equal(conditions[2], 1 - batch["mask"])
+    assert objective.network.unet.conv_in.in_channels == batch["latent"].shape[1] + 1
 
 
 def test_slots_are_dropped_as_often_as_the_preset_says(build: Callable[..., DiffusionObjective]) -> None:
@@ -307,7 +403,7 @@ def test_it_overfits_four_triplets(tmp_path: Path, inputs: Inputs, astronaut: Pa
     torch.manual_seed(0)
     objective = DiffusionObjective(row, Inputs((str(shard),), "four", inputs.autoencoder, inputs.dln))
     history = [line["loss"] for line in learn(objective, 330, 4e-3)]
-    assert np.mean(history[-20:]) < np.mean(history[:5]) / 10
+    assert np.mean(history[-20:]) < np.mean(history[:5]) / 8
 
 
 def test_a_finished_model_is_a_pipeline_with_its_dln(build: Callable[..., DiffusionObjective], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from assets.stores.workspace import Workspace
 from assets.supervision import annotation_files, teacher_file
 from diffsfsr import tables
 from diffsfsr.encoders.dln import Dln
-from diffsfsr.errors import InputError
+from diffsfsr.errors import InputError, NotReady
 from diffsfsr.face.alignment import align_all
 from diffsfsr.face.images import read
 from pipelines.environments import Environment
@@ -89,7 +89,7 @@ def test_without_annotations_the_training_says_so(folder: Path, capfd: pytest.Ca
     (folder / "triplets.csv").unlink()
     works = operator(["annotations"])
     works.prepare(folder)
-    with pytest.raises(Exception, match=r"triplets"):
+    with pytest.raises(NotReady, match="no prepared data set has annotated triplets: put a triplets.csv"):
         works.train()
     with pytest.raises(InputError, match="two emotion labels"):
         operator(["labels"]).train()

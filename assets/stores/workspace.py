@@ -3,7 +3,7 @@
 data/<data set>/            folder.json, sources/ aligned/ rejects/ masks/ shards/ : Parquet, one file a shard
 fetched/<data set>/         photographs brought here by a list of their addresses (diffsfsr.fetch.fetching)
 runs/<preset>-<hash>/       training runs (diffsfsr.training.run)
-models/<preset>/            which run's network is the preset's autoencoder, DLN or model now
+models/<preset>/            which run's network is the preset's autoencoder, DLN, loss decoder or model now
 reports/                    evaluation reports
 forgotten.json              photographs that were forgotten and are not taken in again
 portraits/                  finished portraits with their sidecars
@@ -148,12 +148,12 @@ class Workspace:
         return self.home / "runs"
 
     def set_network(self, kind: str, preset: Preset, folder: Path, version: str) -> None:
-        """Make a saved network the preset's current `kind`: autoencoder, dln or diffusion."""
-        tables.write_json(self.home / "models" / family(preset) / f"{kind}.json", {"folder": str(folder), "version": version})
+        """Make a saved network the preset's current `kind`: autoencoder, dln, decoder or diffusion."""
+        tables.write_json(self._network_file(kind, preset), {"folder": str(folder), "version": version})
 
     def network(self, kind: str, preset: Preset) -> tuple[Path, str] | None:
         """(folder, version) of the preset's current `kind`, or None where there is none."""
-        path = self.home / "models" / family(preset) / f"{kind}.json"
+        path = self._network_file(kind, preset)
         if not path.exists():
             return None
         entry = _entry(path)
@@ -163,9 +163,13 @@ class Workspace:
     def need_network(self, kind: str, preset: Preset) -> tuple[Path, str]:
         found = self.network(kind, preset)
         if found is None:
-            what = {"diffusion": "trained model"}.get(kind, kind)
+            what = {"diffusion": "trained model", "decoder": "loss decoder"}.get(kind, kind)
             raise NotReady(f"preset {family(preset)} has no {what} yet; run `diffsfsr run train --preset {family(preset)}`")
         return found
+
+    def _network_file(self, kind: str, preset: Preset) -> Path:
+        owner = family(preset) if kind == "diffusion" else preset.experts or family(preset)
+        return self.home / "models" / owner / f"{kind}.json"
 
 
 def sources_mark(rows: list[dict[str, Any]]) -> str:
@@ -197,8 +201,8 @@ def _entry(path: Path) -> dict[str, str]:
 
 
 def family(preset: Preset) -> str:
-    """The preset whose networks go together: 'lab' for lab, ae-lab and dln-lab."""
-    return re.sub(r"^(ae|dln)-", "", preset.name)
+    """The preset whose networks go together: 'lab' for lab, ae-lab, dln-lab and decoder-lab."""
+    return re.sub(r"^(ae|dln|decoder)-", "", preset.name)
 
 
 def aligned(preset: Preset) -> str:

@@ -1,8 +1,9 @@
-"""Shards to batches. Which items a step sees is a pure function of (seed, step, micro batch, rank), so that a resumed
+"""Shards to batches. What a step sees is a pure function of the seed and the step, however it is spread over ranks, so that a resumed
 run draws exactly what the uninterrupted one would have drawn, and no loader state needs saving."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,17 +30,22 @@ class Position:
     accumulation: int
     seed: int
 
+    @property
+    def part(self) -> int:
+        """Its number among the micro batches of all ranks in this step: as long as their size stays, so does what each one is."""
+        return self.micro * self.world + self.rank
+
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
         """The noise of this micro batch, and of no other."""
-        state = np.random.SeedSequence([self.seed, 1, self.step, self.micro, self.rank]).generate_state(1, np.uint64)
+        state = np.random.SeedSequence([self.seed, 1, self.step, self.part]).generate_state(1, np.uint64)
         return torch.Generator(device).manual_seed(int(state[0] >> 1))
 
     def rng(self) -> np.random.Generator:
-        return np.random.default_rng([self.seed, 2, self.step, self.micro, self.rank])
+        return np.random.default_rng([self.seed, 2, self.step, self.part])
 
     def items(self, batch: int, count: int) -> np.ndarray:
         """(batch,) indices below `count`: this micro batch's part of a seeded shuffle of every epoch."""
-        first = ((self.step * self.accumulation + self.micro) * self.world + self.rank) * batch
+        first = (self.step * self.accumulation * self.world + self.part) * batch
         places = np.arange(first, first + batch)
         return np.array([_shuffle(self.seed, int(p // count), count)[p % count] for p in places])
 
@@ -62,9 +68,10 @@ def read_shards(shards: list[str], split: str | None, columns: list[str] | None 
     if missing or not shards:
         raise NotReady(f"training shards are missing{': ' + missing[0] if missing else ''}; run `diffsfsr run prepare --data DIR` first")
     wanted = None if columns is None else [*columns, *({"split"} - set(columns))]
-    table = pa.concat_tables([tables.read(Path(s), wanted) for s in shards])
-    if split is not None:
-        table = table.filter(pa.compute.equal(table["split"], split))
+    parts: Iterable[pa.Table] = (tables.read(Path(s), wanted) for s in shards)
+    if split is not None:  # before they are put together: a few test faces should not cost the whole data set's memory
+        parts = (part.filter(pa.compute.equal(part["split"], split)) for part in parts)
+    table = pa.concat_tables(parts)
     if not len(table):
         where = f"{len(shards)} shard(s), first {shards[0]}"
         raise InputError(f"no face of split {split!r} in {where}: add photographs or change data.test_fraction")
@@ -139,6 +146,10 @@ class Triplets:
         cross = (rng.random(batch) >= p_self) & (self._last[scene] - self._first[scene] < len(self))
         identity[cross] = self._strangers(scene[cross], rng)
         expression[cross] = self._strangers(scene[cross], rng)
+        return self.take(scene, identity, expression, cross)
+
+    def take(self, scene: np.ndarray, identity: np.ndarray, expression: np.ndarray, cross: np.ndarray) -> Batch:
+        """The batch of these faces, (B,) indices each; `cross` (B,) bool."""
         return {
             "latent": self.latent[scene].float(),
             "masked": self.masked[scene].float(),
@@ -149,6 +160,20 @@ class Triplets:
             "cross": torch.from_numpy(cross.astype(np.float32)),
             **{f"id_{name}": values[identity] for name, values in self.identity.items()},
         }
+
+    def three_people(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`count` cross triplets of three different people each: scene, identity and expression, (count,) indices.
+
+        Raises InputError where there are fewer than three people.
+        """
+        rng = np.random.default_rng([seed, 4])
+        starts = np.unique(self._first)
+        if len(starts) < 3:
+            raise InputError(f"triplets of three people need three, not {len(starts)}: add photographs or change data.test_fraction")
+        ends = np.append(starts[1:], len(self))
+        who = np.array([rng.choice(len(starts), 3, replace=False) for _ in range(count)])
+        scene, identity, expression = self._by_person[rng.integers(starts[who], ends[who])].T
+        return scene, identity, expression
 
     def _strangers(self, items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """For each item a picture of another person, all of them equally likely."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffsfsr.errors import InputError
+from diffsfsr.model.diffusion import NoiseSchedule
 
 
 def diffusion_loss(pred: Tensor, target: Tensor, weight_mask: Tensor | None = None) -> Tensor:
@@ -59,3 +60,27 @@ def total_loss(l_dm: Tensor, l_id: Tensor | None, l_exp: Tensor | None, lambda_i
         if term is not None:
             total = total + weight * term
     return total
+
+
+def min_snr_weight(prediction: str, t: Tensor, schedule: NoiseSchedule, gamma: float) -> Tensor:
+    """Hang et al. 2023: what L_DM of a timestep counts, (B,) in 0..1, where an error of z_0 shall count min(SNR, gamma).
+
+    min(SNR, gamma) / SNR for eps, / (SNR + 1) for v. With SNR = alpha_bar / (1 - alpha_bar) both are written without a division
+    by zero: where a schedule ends at SNR 0, the weight there is 1 for eps, and 0 for v, as in the authors' own code.
+    """
+    a = schedule.at(t).flatten()
+    if prediction == "epsilon":
+        weight = (gamma * (1 - a) / a).clamp(max=1)
+    else:
+        weight = torch.minimum(a, gamma * (1 - a))
+    return weight.float()
+
+
+def reconstruction_losses(rebuilt: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """Of pictures (B,3,S,S) in [-1, 1], each (B,): 'mae' and 'edges', the absolute error of pixels and of their differences to the
+    right and below; 'loss', their sum; and 'psnr' in dB, without a gradient."""
+    error = rebuilt.float() - images
+    mae = error.abs().flatten(1).mean(1)
+    edges = error.diff(dim=-1).abs().flatten(1).mean(1) + error.diff(dim=-2).abs().flatten(1).mean(1)
+    psnr = 10 * torch.log10(4 / (error.detach().square().flatten(1).mean(1) + 1e-12))
+    return {"loss": mae + edges, "mae": mae, "edges": edges, "psnr": psnr}

@@ -25,6 +25,10 @@ from diffsfsr.errors import InputError, NotReady
 ANNOTATIONS = pa.schema(
     [*[(name, tables.TEXT) for name in ("anchor", "positive", "negative")], ("one_class", pa.bool_()), ("annotator", tables.TEXT)]
 )
+NO_ANNOTATIONS = (
+    "no prepared data set has annotated triplets: put a triplets.csv (first,second,third,odd,kind,annotator) beside the photographs "
+    "of one, or prepare a published list of them (`diffsfsr run prepare --data FEC.csv`)"
+)
 
 OWN = 0.5  # share of the negatives that are the anchor's own person, where there are any
 SHARED = 6  # triplets that share three faces: more cost nothing, fewer faces vary too little
@@ -196,6 +200,8 @@ class Annotations:
 
     def __init__(self, files: Sequence[Path], face_ids: Sequence[str]) -> None:
         """Parquet files of schema ANNOTATIONS. Raises NotReady where there is none, InputError where no triplet is left."""
+        if not files:
+            raise NotReady(f"the annotated triplets are missing; {NO_ANNOTATIONS}")
         rows = _read(files, ANNOTATIONS.names, "annotated triplets")
         place = {face: i for i, face in enumerate(face_ids)}
         faces = np.array([[place.get(face, -1) for face in rows[name].to_pylist()] for name in ANNOTATIONS.names[:3]], np.int64).T

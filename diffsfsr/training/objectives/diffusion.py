@@ -1,0 +1,158 @@
+"""The diffusion model: Eq. 7, and how its terms are estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from diffsfsr.config import Preset
+from diffsfsr.training import losses
+from diffsfsr.training.data import Batch, Position, Triplets
+from diffsfsr.training.run import Inputs
+
+
+class DiffusionObjective:
+    """Eq. 7: L_DM on the latents, L_id and L_exp on the decoded midpoint estimate."""
+
+    def __init__(self, preset: Preset, inputs: Inputs) -> None:
+        from diffsfsr.encoders import load_encoder
+        from diffsfsr.encoders.dln import Dln
+        from diffsfsr.encoders.frozen import freeze
+        from diffsfsr.model.autoencoder import LatentAutoencoder
+        from diffsfsr.model.decoder import load_loss_decoder
+        from diffsfsr.model.unet import DiffSFSR
+        from diffsfsr.weights import SMALL, resolve
+
+        self.preset, self.inputs = preset, inputs
+        self.autoencoder = freeze(LatentAutoencoder.from_pretrained(inputs.network("autoencoder", preset)))
+        self.dln = freeze(Dln.load(inputs.network("dln", preset)))
+        name = preset.objective.loss_decoder
+        self.decoder = load_loss_decoder(name, self.autoencoder, inputs.network("decoder", preset) if name == SMALL else None)
+        self.data = Triplets(list(inputs.shards), preset.autoencoder.channels, preset.latent, preset.conditioning.identity)
+        self.identity = {name: load_encoder(name) for name in preset.conditioning.identity}
+        dims = {name: encoder.dim for name, encoder in self.identity.items()}
+        published = resolve(preset.unet.source).parent if preset.unet.source else None
+        new = inputs.start_from == ""
+        self.network = DiffSFSR.from_preset(preset, dims, unet_folder=published) if new else DiffSFSR.from_folder(Path(inputs.start_from))
+        self.network.tokens.set_means(self.data.means())
+        if preset.training.gradient_checkpointing:
+            self.network.unet.enable_gradient_checkpointing()
+
+    def draw(self, at: Position) -> Batch:
+        return self.data.draw(at, self.preset.training.batch, self.preset.objective.p_self)
+
+    def losses(self, network: Callable[..., Any], batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """'loss_dm' (B,), and 'loss_id', 'loss_exp' of the items that carry them; 'loss' (B,) is Eq. 7 with the means of those.
+
+        A face is asked to show what the network was told: an item whose slot is absent or dropped does not carry that loss.
+        """
+        from diffsfsr.model.diffusion import add_noise, training_target
+
+        self._move_to(batch["latent"].device)
+        o, schedule, z_0 = self.preset.objective, self.network.schedule, batch["latent"]
+        t = torch.randint(1, self.preset.schedule.steps + 1, (len(z_0),), generator=generator, device=z_0.device)
+        eps = torch.randn(z_0.shape, generator=generator, device=z_0.device)
+        z_t = add_noise(z_0, eps, t, schedule)
+        inputs = self._conditions(batch, generator)
+        output = network(z_t, t, **inputs).float()
+        target = training_target(self.preset.schedule.prediction, z_0, eps, t, schedule)
+        loss = loss_dm = losses.diffusion_loss(output, target, self._weights(batch))
+        if o.min_snr:
+            loss = loss_dm * losses.min_snr_weight(self.preset.schedule.prediction, t, schedule, o.min_snr)
+        if o.aux_fraction == 0 or (o.lambda_id == 0 and o.lambda_exp == 0):
+            return {"loss": loss, "loss_dm": loss_dm}
+        carriers = self._carriers(t)
+        face = self._midpoint(network, output, z_t, t, inputs, carriers, generator)
+        told = inputs["present"][carriers] & (t[carriers] <= o.aux_max_t)[:, None]
+        loss_id, loss_exp = self._face_losses(face, {k: v[carriers] for k, v in batch.items()}, told)
+        asked, shown = told[:, :-1].any(1), told[:, -1]
+        loss = loss + o.lambda_id * _mean(loss_id, asked) + o.lambda_exp * _mean(loss_exp, shown)
+        return {"loss": loss, "loss_dm": loss_dm, "loss_id": loss_id[asked], "loss_exp": loss_exp[shown]}
+
+    def _move_to(self, device: torch.device) -> None:
+        if self.autoencoder.latent_scale.device != device:
+            for frozen in (self.autoencoder, self.decoder, self.dln, *self.identity.values()):
+                frozen.to(device)
+
+    def _conditions(self, batch: Batch, generator: torch.Generator) -> dict[str, Any]:
+        """The network's conditions, with slots dropped at random: one at a time, and all of them for guidance."""
+        c = self.preset.conditioning
+        shown = {"image": ["masked"], "segmentation": ["mask"]}[c.background] + ["mask"] * c.mask_channel
+        condition = torch.cat([batch[name] for name in shown], 1)
+        present = torch.cat([batch["present"], torch.ones_like(batch["present"][:, :1])], 1)
+        chance = torch.rand((len(condition), present.shape[1] + 1), generator=generator, device=condition.device)
+        present[:, :-1] &= chance[:, :-2] >= c.slot_dropout
+        present &= (chance[:, -1] >= c.drop_all)[:, None]
+        identity = {name: batch[f"id_{name}"] for name in c.identity}
+        return {"condition": condition, "identity": identity, "expression": batch["expression"], "present": present}
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """Where L_DM counts, (B, 1, h, w): everywhere on a self triplet, outside the face on a cross triplet."""
+        return 1 - batch["cross"][:, None, None, None] * batch["mask"]
+
+    def _carriers(self, t: Tensor) -> Tensor:
+        """The first items whose t allows L_id and L_exp, at most their share of the batch. Where there is none, one that then does
+        not count: ZeRO-3 gathers weights in every call of the network, so that all ranks must make as many.
+        """
+        o = self.preset.objective
+        found = torch.nonzero(t <= o.aux_max_t).flatten()[: round(o.aux_fraction * len(t))]
+        return found if len(found) else t.argmin()[None]
+
+    def _midpoint(
+        self,
+        network: Callable[..., Any],
+        output: Tensor,
+        z_t: Tensor,
+        t: Tensor,
+        inputs: dict[str, Any],
+        items: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The decoded midpoint estimate (n, 3, S, S). Its first prediction is the one L_DM has already paid for."""
+        from diffsfsr.model.diffusion import MIDPOINTS, z0_from_output
+
+        kind, schedule = self.preset.schedule.prediction, self.network.schedule
+        chosen = {k: {n: e[items] for n, e in v.items()} if isinstance(v, dict) else v[items] for k, v in inputs.items()}
+        paid = [output[items]]
+
+        def predict_z0(z: Tensor, at: Tensor) -> Tensor:
+            return z0_from_output(kind, paid.pop() if paid else network(z, at, **chosen).float(), z, at, schedule)
+
+        o = self.preset.objective
+        z_0 = MIDPOINTS[o.midpoint](predict_z0, z_t[items], t[items].clamp(max=o.aux_max_t), schedule, generator, o.midpoint_noise)
+        return self._through(self.decoder.decode, z_0)
+
+    def _face_losses(self, face: Tensor, batch: Batch, told: Tensor) -> tuple[Tensor, Tensor]:
+        """L_id and L_exp, (n,) each, in float32: the experts' differences are too fine for half precision. told: (n, K+1) bool."""
+        with torch.autocast(face.device.type, enabled=False):
+            face = face.float()
+            made = {name: self._through(encoder, face, batch["landmarks"]) for name, encoder in self.identity.items()}
+            given = {name: batch[f"id_{name}"] for name in made}
+            present = dict(zip(self.preset.conditioning.identity, told.T, strict=False))
+            loss_id = losses.identity_loss(made, given, self.network.tokens.means(), present)
+            return loss_id, losses.expression_loss(self._through(self.dln, face, batch["landmarks"]), batch["expression"])
+
+    def _through(self, frozen: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """frozen(*inputs). With training.gradient_checkpointing only the inputs are kept, and the way back computes it again."""
+        if not self.preset.training.gradient_checkpointing:
+            return frozen(*inputs)
+        return checkpoint(frozen, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing in it is random
+
+    def save(self, folder: Path) -> None:
+        """A saved DiffSFSRPipeline with the DLN that speaks its expression language and the preset it was trained by."""
+        from diffsfsr import config, tables
+        from diffsfsr.model.pipeline import DiffSFSRPipeline
+
+        DiffSFSRPipeline.from_model(self.network, self.autoencoder, self.preset).save_pretrained(folder)
+        self.dln.save(folder / "dln")
+        tables.write_json(folder / "preset.json", config.to_dict(self.preset))
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    """The mean of those that count, 0 (with a graph) where none does."""
+    return (values * counted).sum() / counted.sum().clamp(min=1)
