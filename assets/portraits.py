@@ -75,8 +75,7 @@ def portraits(
     serving = Serving.champion(registry.open, catalogue.open, workspace.open.home / "portraits")
     batch = queue.open.lease(config.size, owner=context.run_id, seconds=_LEASE_SECONDS)
     with _holding(batch, queue.open, context.run_id):
-        for request in batch:
-            outcome, image = _serve(request, serving, queue.open, context)
+        for outcome, image in _serve(batch, serving, queue.open, context):
             outcomes[outcome] += 1
             shown += [image] if image is not None else []
     return dg.MaterializeResult(metadata={**outcomes, **({"portraits": picture(_sheet(shown))} if shown else {})})
@@ -101,63 +100,119 @@ def _holding(batch: list[Request], queue: Queue, owner: str) -> Iterator[None]:
         thread.join()
 
 
-def _serve(request: Request, serving: Serving, queue: Queue, context: dg.AssetExecutionContext) -> tuple[str, np.ndarray | None]:
-    """Bring one leased request to its end, unless the lease was lost on the way: ('done' | 'failed' | 'retried' | 'lost', the picture)."""
+Outcome = tuple[str, np.ndarray | None]  # 'done' | 'failed' | 'retried' | 'lost', and the picture
+
+
+def _serve(batch: list[Request], serving: Serving, queue: Queue, context: dg.AssetExecutionContext) -> Iterator[Outcome]:
+    """Bring leased requests to their ends, unless a lease is lost on the way: each is begun, all are painted together, each is finished."""
     owner = context.run_id
-    if not queue.renew(request.id, owner, _LEASE_SECONDS):
-        return "lost", None
+    ready: list[tuple[Request, Commission]] = []
+    for request in batch:
+        if not queue.renew(request.id, owner, _LEASE_SECONDS):
+            yield "lost", None
+            continue
+        try:
+            ready.append((request, begin(Order.from_payload(request.payload), serving)))
+        except Exception as error:  # one broken request must not keep the others waiting
+            yield _failed(request, error, queue, context), None
+    for (request, commission), made in zip(ready, _painted([c.sitting for _, c in ready], serving), strict=True):
+        try:
+            if isinstance(made, Exception):
+                raise made
+            sidecar = finish(commission, made, serving)
+        except Exception as error:
+            yield _failed(request, error, queue, context), None
+            continue
+        result = {name: sidecar[name] for name in ("portrait", "model_version")} | {"seconds": sidecar["timings_seconds"]["total"]}
+        yield ("done", made.image) if queue.complete(request.id, owner, result) else ("lost", None)
+
+
+def _painted(sittings: list[Any], serving: Serving) -> list[Any]:
+    """Each sitting's portrait, or its exception: where painting together fails each is painted alone, so that it is the fault of one."""
     try:
-        sidecar, image = fulfil(Order.from_payload(request.payload), serving)
-    except (InputError, NotReady) as error:
+        return serving.studio.paint(sittings)
+    except Exception as error:
+        return [error] if len(sittings) == 1 else [made for sitting in sittings for made in _painted([sitting], serving)]
+
+
+def _failed(request: Request, error: Exception, queue: Queue, context: dg.AssetExecutionContext) -> str:
+    """How a request ends that met an error: a wrong order has failed, our own fault is tried again for a while."""
+    if isinstance(error, InputError | NotReady):
         context.log.warning(f"request {request.id}: {error}")
-        return ("failed" if queue.fail(request.id, owner, str(error)) else "lost"), None
-    except Exception as error:  # one broken request must not keep the others waiting
-        context.log.exception(f"request {request.id}")
-        if not queue.fail(request.id, owner, f"{type(error).__name__}: {error}", retry=True):
-            return "lost", None
-        return ("failed" if queue.get(request.id).state == "failed" else "retried"), None
-    result = {"portrait": sidecar["portrait"], "model_version": sidecar["model_version"], "seconds": sidecar["timings_seconds"]["total"]}
-    return ("done" if queue.complete(request.id, owner, result) else "lost"), image
+        return "failed" if queue.fail(request.id, context.run_id, str(error)) else "lost"
+    context.log.error(f"request {request.id}", exc_info=error)
+    if not queue.fail(request.id, context.run_id, f"{type(error).__name__}: {error}", retry=True):
+        return "lost"
+    return "failed" if queue.get(request.id).state == "failed" else "retried"
 
 
-def fulfil(order: Order, serving: Serving, out: Path | None = None) -> tuple[dict[str, Any], np.ndarray]:
-    """Make and write one portrait; returns its sidecar and the picture.
+@dataclasses.dataclass(frozen=True)
+class Commission:
+    """An order that wants only painting."""
 
-    Its name is a hash of everything it is made from, so that making it twice writes the same file. `out` puts it elsewhere.
-    Raises InputError for an order that cannot be fulfilled.
-    """
-    from diffsfsr.face.images import Rejected, read, write_image
-    from diffsfsr.portrait import provenance, scenes
+    order: Order
+    inputs: dict[str, str]  # file -> sha256
+    sitting: Any
+    expression: np.ndarray | None  # (16,), what stands for the word
+    resolution: dict[str, Any] | None  # and how it was found
+    seconds: float  # that it took so far
 
+
+def begin(order: Order, serving: Serving) -> Commission:
+    """Reads what an order names and finds the faces. Raises InputError for an order that cannot be fulfilled."""
     started = time.perf_counter()
     order = order.check()
     inputs = order.inputs()
     expression, resolution = serving.expression(order.emotion, order.seed) if order.task != "identity" else (None, None)
-    photographs = {}
-    for given in inputs:
-        try:
-            photographs[given] = read(Path(given))
-        except Rejected as rejected:
-            raise InputError(f"{given} cannot be used: {rejected.reason} ({rejected.detail}); give another photograph") from rejected
-    scene = photographs[order.scene] if order.scene else scenes.from_prompt(order.prompt, order.seed)
-    selfies = [serving.studio.face(photographs[given], f"selfie {given}") for given in order.selfies]
-    made = serving.studio.compose(
-        selfies,
-        scene,
-        expression,
-        task=order.task,
-        strength=order.strength,
-        steps=order.steps,
-        sampler=order.sampler,
-        seed=order.seed,
-        face=order.face,
-    )
-    name = order.name(inputs, serving.version, b"" if expression is None else np.float32(expression).tobytes())
-    path = out or serving.folder / f"{name}.png"
+    selfies, scene = photographs(order, serving)
+    wishes = {name: getattr(order, name) for name in ("task", "strength", "steps", "sampler", "seed", "face")}
+    sitting = serving.studio.sit(selfies, scene, expression, **wishes)
+    return Commission(order, inputs, sitting, expression, resolution, time.perf_counter() - started)
+
+
+def photographs(order: Order, serving: Serving) -> tuple[list[Any], np.ndarray]:
+    """The faces of an order's selfies, and its scene, painted where it is a prompt. Raises InputError for what cannot be used."""
+    from diffsfsr.portrait import scenes
+
+    pictures = {path: photograph(path) for path in dict.fromkeys((*order.selfies, order.scene)) if path}
+    scene = pictures[order.scene] if order.scene else scenes.from_prompt(order.prompt, order.seed)
+    return [serving.studio.face(pictures[path], f"selfie {path}") for path in order.selfies], scene
+
+
+def photograph(path: str) -> np.ndarray:
+    """HWC uint8 RGB. Raises InputError, naming the file, where it is no photograph."""
+    from diffsfsr.face.images import Rejected, read
+
+    try:
+        return read(Path(path))
+    except Rejected as rejected:
+        raise InputError(f"{path} cannot be used: {rejected.reason} ({rejected.detail}); give another photograph") from rejected
+
+
+def finish(commission: Commission, made: Any, serving: Serving, out: Path | None = None) -> dict[str, Any]:
+    """Write a portrait (diffsfsr.portrait.compose.Portrait) with its sidecar, which is returned.
+
+    Its name is a hash of everything it is made from, so that making it twice writes the same file. `out` puts it elsewhere.
+    """
+    from diffsfsr.face.images import write_image
+    from diffsfsr.portrait import provenance
+
+    started = time.perf_counter()
+    order, studio, c = commission.order, serving.studio, commission
+    expression = b"" if c.expression is None else np.float32(c.expression).tobytes()
+    path = out or serving.folder / f"{order.name(c.inputs, serving.version, expression, studio.absent)}.png"
     write_image(path, made.image)
-    sidecar = provenance.sidecar(path, order, inputs, resolution, serving.version, serving.studio, made, time.perf_counter() - started)
+    seconds = c.seconds + made.timings["generate"] + made.timings["paste"] + time.perf_counter() - started
+    sidecar = provenance.sidecar(path, order, c.inputs, c.resolution, serving.version, studio, made, seconds)
     provenance.write(path, sidecar)
-    return sidecar, made.image
+    return sidecar
+
+
+def fulfil(order: Order, serving: Serving, out: Path | None = None) -> tuple[dict[str, Any], np.ndarray]:
+    """Make and write one portrait; returns its sidecar and the picture. Raises InputError for an order that cannot be fulfilled."""
+    commission = begin(order, serving)
+    made = serving.studio.paint([commission.sitting])[0]
+    return finish(commission, made, serving, out), made.image
 
 
 def _sheet(images: list[np.ndarray]) -> np.ndarray:

@@ -114,3 +114,21 @@ def test_a_selfie_of_somebody_else_is_left_out_and_named(
     assert all(f"according to {name}: 2 (of 3); they are left out" in told for name in NAMES)
     assert all(name in studio.compose([obama, biden], read(astronaut), None, task="identity").outliers for name in NAMES)
     assert "kept, since nobody can say" in capfd.readouterr().err
+
+
+def test_sittings_of_one_kind_are_painted_together_and_in_order(
+    model: Path, astronaut: Path, tom_hanks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the order they come in; more than TOGETHER go in several calls. Alone or not, a pixel differs by 1 of 255 at most."""
+    alone = Studio(model, commercial_only=True)
+    scene, selfie = read(astronaut), alone.face(read(tom_hanks), "the selfie")
+    first = alone.sit([selfie], scene, None, task="identity", seed=1)
+    others = [dataclasses.replace(first, seed=seed, steps=2 + seed % 2) for seed in range(2, 6)]
+    calls, real = [], alone.generate
+    monkeypatch.setattr(alone, "generate", lambda *args: (calls.append((args[4], args[5])), real(*args))[1])
+    monkeypatch.setattr("diffsfsr.portrait.compose.TOGETHER", 2)
+    made = alone.paint([first, *others])
+    assert calls == [([1, 2], 2), ([4], 2), ([3, 5], 3)]  # (seeds, steps): the preset's own two steps, and the others'
+    for sitting, portrait in zip([first, *others], made, strict=True):
+        assert np.abs(alone.paint([sitting])[0].crop.astype(int) - portrait.crop).max() <= 1
+    assert (made[1].crop != made[3].crop).any() and alone.paint([]) == []

@@ -326,7 +326,7 @@ def test_our_own_fault_is_tried_again_and_then_failed(
     queue: Queue, serving: Serving, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = queue.add(order.payload())
-    monkeypatch.setattr(room, "fulfil", lambda *_: 1 / 0)
+    monkeypatch.setattr(room, "finish", lambda *_: 1 / 0)
     states = []
     for _ in range(queue.max_attempts):
         generate(queue, serving, tmp_path, monkeypatch)
@@ -342,27 +342,89 @@ def test_a_slow_model_keeps_the_leases_of_its_whole_batch(
     ids = queue.add_all([order.payload()] * 3)
     monkeypatch.setattr(room, "_LEASE_SECONDS", 0.4)
     found: list[int] = []
+    real = serving.studio.paint
 
-    def slow(wanted: Order, _: Serving) -> tuple[dict[str, Any], np.ndarray]:
-        time.sleep(0.7)
+    def slow(sittings: list[Any]) -> Any:
+        time.sleep(1.2)
         found.append(len(queue.waiting()))  # what another run would take
-        return {"portrait": "x", "model_version": "1", "timings_seconds": {"total": 1}}, np.zeros((8, 8, 3), np.uint8)
+        return real(sittings)
 
-    monkeypatch.setattr(room, "fulfil", slow)
+    monkeypatch.setattr(serving.studio, "paint", slow)
     assert generate(queue, serving, tmp_path, monkeypatch) == {"done": 3, "failed": 0, "lost": 0}
-    assert found == [0, 0, 0] and [queue.get(i).attempts for i in ids] == [1, 1, 1]
+    assert found == [0] and [queue.get(i).attempts for i in ids] == [1, 1, 1]
 
 
 def test_a_cancelled_request_is_lost_to_its_holder(
     queue: Queue, serving: Serving, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = queue.add(order.payload())
-    real = room.fulfil
+    real = serving.studio.paint
 
-    def cancelled_meanwhile(wanted: Order, given: Serving) -> Any:
+    def cancelled_meanwhile(sittings: list[Any]) -> Any:
         queue.cancel(request)
-        return real(wanted, given)
+        return real(sittings)
 
-    monkeypatch.setattr(room, "fulfil", cancelled_meanwhile)
+    monkeypatch.setattr(serving.studio, "paint", cancelled_meanwhile)
     assert generate(queue, serving, tmp_path, monkeypatch) == {"done": 0, "failed": 0, "lost": 1}
     assert queue.get(request).state == "cancelled"
+
+
+def test_a_mixed_batch_is_painted_together_as_each_is_alone(
+    queue: Queue, serving: Serving, order: Order, six_people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call of the model per (steps, sampler). Alone and together agree to 1 of 255: float32 sums in another order."""
+    change = dataclasses.replace
+    orders = [
+        order,
+        change(order, seed=5, strength=0.5),
+        change(order, steps=3),
+        change(order, scene=str(six_people), face="2", seed=2, emotion="neutral"),
+        Order("happiness", scene=order.scene, task="expression", sampler="unipc", steps=3),
+        change(order, task="identity", steps=2, sampler="ddim"),
+    ]
+    ids = queue.add_all(o.payload() for o in orders)
+    sizes, real = [], type(serving.studio.pipeline).__call__
+
+    def counted(pipeline: Any, scene: torch.Tensor, *args: Any, **named: Any) -> Any:
+        sizes.append(len(scene))
+        return real(pipeline, scene, *args, **named)
+
+    monkeypatch.setattr(type(serving.studio.pipeline), "__call__", counted)
+    assert generate(queue, serving, tmp_path, monkeypatch) == {"done": 6, "failed": 0, "lost": 0}
+    assert sorted(sizes) == [1, 1, 4]
+    for i, wanted in zip(ids, orders, strict=True):
+        together = Path((queue.get(i).result or {})["portrait"])
+        alone, image = fulfil(wanted, dataclasses.replace(serving, folder=tmp_path / "alone"))
+        assert Path(alone["portrait"]).name == together.name
+        told = json.loads(Path(f"{together}.json").read_text())
+        assert told.keys() == alone.keys() and told["order"] == wanted.payload()
+        assert set(told["timings_seconds"]) == {"align", "embed", "generate", "paste", "total"}
+        difference = np.abs(read(together).astype(int) - image)
+        assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+
+
+def test_what_breaks_the_painting_of_all_is_the_fault_of_one(
+    queue: Queue, serving: Serving, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = queue.add_all(dataclasses.replace(order, seed=seed).payload() for seed in (1, 2, 3))
+    real = serving.studio.generate
+
+    def broken(scenes: Any, masks: Any, who: Any, how: Any, seeds: list[int], *more: Any) -> Any:
+        if 2 in seeds:
+            raise RuntimeError("out of memory")
+        return real(scenes, masks, who, how, seeds, *more)
+
+    monkeypatch.setattr(serving.studio, "generate", broken)
+    assert generate(queue, serving, tmp_path, monkeypatch) == {"done": 2, "failed": 0, "lost": 0}
+    assert [queue.get(i).state for i in ids] == ["done", "queued", "done"]
+
+
+def test_steps_that_a_sampler_cannot_take_fail_before_painting(serving: Serving, order: Order) -> None:
+    with pytest.raises(InputError, match="steps=600"):
+        room.begin(dataclasses.replace(order, steps=600), serving)
+
+
+def test_a_portrait_without_an_encoder_has_another_name(serving: Serving, order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Path(fulfil(order, serving)[0]["portrait"])
+    monkeypatch.setattr(serving.studio.identity, "absent", {"facenet": "not here"})
+    assert Path(fulfil(order, serving)[0]["portrait"]).name != first.name

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +19,17 @@ from torch import Tensor
 
 from diffsfsr import config
 from diffsfsr.config import Preset
-from diffsfsr.encoders.compound import Average, CompoundIdentity, average
+from diffsfsr.encoders.compound import Average, CompoundIdentity, average, same_person
 from diffsfsr.encoders.dln import Dln
 from diffsfsr.errors import InputError, NotReady
 from diffsfsr.face.alignment import AlignedFace, align, paste_back
 from diffsfsr.face.images import Rejected, to_tensor
 from diffsfsr.face.parsing import parser
-from diffsfsr.model.pipeline import DiffSFSRPipeline
-from diffsfsr.model.sampling import expression_strength
+from diffsfsr.model.pipeline import DiffSFSRPipeline, inference_dtype
+from diffsfsr.model.sampling import expression_strength, make_scheduler, timesteps
 
 FEATHER = 0.05  # width of the blend inside the mask, as a share of the crop's side
+TOGETHER = 8  # portraits in one call of the model
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,30 @@ class Portrait:
     scene_face: AlignedFace
     timings: dict[str, float]  # seconds
     outliers: dict[str, tuple[int, ...]] = field(default_factory=dict)  # encoder -> selfies, from 0, that it takes for somebody else
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """A portrait that wants only painting: one item of a batch."""
+
+    scene: np.ndarray  # HWC uint8
+    target: AlignedFace  # the scene's face
+    mask: np.ndarray  # (S, S)
+    identity: dict[str, Tensor]  # encoder -> (D,)
+    expression: Tensor  # (16,), unit length: what is to be shown
+    own: Tensor  # (16,): the scene's
+    seed: int
+    steps: int
+    sampler: str
+    outliers: dict[str, tuple[int, ...]]
+    timings: dict[str, float]
+
+    def finished(self, crop: np.ndarray, timings: dict[str, float]) -> Portrait:
+        """The portrait of which the model made `crop` (S, S, 3), pasted into the scene."""
+        clock = _Clock()
+        with clock.time("paste"):
+            image = paste_back(self.scene, crop, self.target.matrix, self.mask, FEATHER)
+        return Portrait(image, crop, self.target, self.timings | timings | clock.seconds, self.outliers)
 
 
 class Studio:
@@ -56,7 +82,7 @@ class Studio:
         self.preset: Preset = config.from_dict(json.loads((folder / "preset.json").read_text(encoding="utf-8")))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         logging.disable_progress_bar()  # of loading four small components
-        self.pipeline = DiffSFSRPipeline.from_pretrained(folder).to(self.device)
+        self.pipeline = DiffSFSRPipeline.from_pretrained(folder, torch_dtype=inference_dtype(self.device)).to(self.device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.dln = Dln.load(folder / "dln").to(self.device)
         self.parser = parser(self.preset.mask)
@@ -88,7 +114,7 @@ class Studio:
         with torch.inference_mode():
             found = self.identity(*self._tensors(faces))
         means, names = self.pipeline.tokens.means(), [str(i) for i in range(len(faces))]
-        return {name: average(embeddings, names, means[name]) for name, embeddings in found.items()}
+        return {name: average(embeddings, names, means[name], same_person(name)) for name, embeddings in found.items()}
 
     def embed_expression(self, face: AlignedFace) -> Tensor:
         """(1, 16), unit length: the face's own expression."""
@@ -100,7 +126,11 @@ class Studio:
         landmarks = torch.from_numpy(np.stack([face.crop_landmarks for face in faces]).astype(np.float32))
         return images.to(self.device), landmarks.to(self.device)
 
-    def compose(
+    def compose(self, selfies: Sequence[AlignedFace], scene: np.ndarray, expression: np.ndarray | None, **wishes: Any) -> Portrait:
+        """Make one portrait; the arguments are those of `sit`."""
+        return self.paint([self.sit(selfies, scene, expression, **wishes)])[0]
+
+    def sit(
         self,
         selfies: Sequence[AlignedFace],
         scene: np.ndarray,
@@ -112,30 +142,58 @@ class Studio:
         sampler: str = "",
         seed: int = 0,
         face: str = "only",
-    ) -> Portrait:
-        """Make one portrait.
+    ) -> Sitting:
+        """All of one portrait but the painting.
 
         `selfies` show one person (none for task `expression`), `scene` is HWC uint8 RGB of any size, `expression` (16,) the
-        word's embedding (None for task `identity`). The other arguments are those of portrait.order.Order.
+        word's embedding (None for task `identity`). The other arguments are those of portrait.order.Order. Raises InputError
+        where no portrait can come of it: no face, or steps that the sampler cannot take.
         """
         clock = _Clock()
+        steps, sampler = steps or self.preset.sampling.steps, sampler or self.preset.sampling.sampler
+        timesteps(make_scheduler(self.preset.schedule, sampler), steps)
         with clock.time("align"):
             target = self.face(scene, "the scene", face)
             mask = self.parser.masks(target.crop[None], target.crop_landmarks[None])[0]
         with clock.time("embed"):
             people = self.average_identity([target] if task == "expression" else list(selfies))
-            identity = {name: found.embedding[None] for name, found in people.items()}
-            own = self.embed_expression(target)
-            wanted = own if task == "identity" or expression is None else torch.from_numpy(np.float32(expression))[None].to(self.device)
+            identity = {name: found.embedding for name, found in people.items()}
+            own = self.embed_expression(target)[0]
+            wanted = own if task == "identity" or expression is None else torch.from_numpy(np.float32(expression)).to(self.device)
             shown = expression_strength(own, wanted, strength)
-        with clock.time("generate"):
-            crop = self.generate(to_tensor(target.crop), mask[None], identity, shown, [seed], steps, sampler)[0]
-        with clock.time("paste"):
-            image = paste_back(scene, crop, target.matrix, mask, FEATHER)
         outliers = {name: tuple(map(int, found.outliers)) for name, found in people.items() if found.outliers}
         for name in outliers:
             print(_told(name, people[name]), file=sys.stderr, flush=True)
-        return Portrait(image, crop, target, clock.seconds, outliers)
+        return Sitting(scene, target, mask, identity, shown, own, seed, steps, sampler, outliers, clock.seconds)
+
+    def paint(self, sittings: Sequence[Sitting]) -> list[Portrait]:
+        """A portrait for each sitting, in order. Those of equal steps and sampler are painted together, at most TOGETHER at once.
+
+        Alone or with others, a sitting gives the same portrait but for rounding: a pixel may differ by 1 of 255.
+        """
+        made: dict[int, Portrait] = {}
+        groups: dict[tuple[int, str], list[int]] = {}
+        for i, sitting in enumerate(sittings):
+            groups.setdefault((sitting.steps, sitting.sampler), []).append(i)
+        for group in groups.values():
+            for start in range(0, len(group), TOGETHER):
+                chosen = group[start : start + TOGETHER]
+                made |= zip(chosen, self._paint_together([sittings[i] for i in chosen]), strict=True)
+        return [made[i] for i in range(len(sittings))]
+
+    def _paint_together(self, sittings: Sequence[Sitting]) -> list[Portrait]:
+        clock = _Clock()
+        with clock.time("generate"):
+            crops = self.generate(
+                to_tensor(np.stack([sitting.target.crop for sitting in sittings])),
+                np.stack([sitting.mask for sitting in sittings]),
+                {name: torch.stack([sitting.identity[name] for sitting in sittings]) for name in sittings[0].identity},
+                torch.stack([sitting.expression for sitting in sittings]),
+                [sitting.seed for sitting in sittings],
+                sittings[0].steps,
+                sittings[0].sampler,
+            )
+        return [sitting.finished(crop, clock.seconds) for sitting, crop in zip(sittings, crops, strict=True)]
 
     def generate(
         self,

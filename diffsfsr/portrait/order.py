@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from diffsfsr import emotions
 from diffsfsr.errors import InputError, did_you_mean
@@ -36,7 +37,7 @@ class Order:
     seed: int = 0
     face: str = "only"
 
-    def check(self) -> Order:
+    def check(self) -> Self:
         """The order itself, its paths absolute. Raises InputError with one line for the first thing that is wrong."""
         emotions.lookup(self.emotion)
         if self.task not in TASKS:
@@ -57,8 +58,8 @@ class Order:
             raise InputError(f"seed {self.seed} is not between 0 and 2^63 - 1")
         if self.face not in ("only", "largest") and not self.face.isdigit():
             raise InputError(f"face {self.face!r} is not 'only', 'largest' or an index from the left")
-        scene = str(_file(self.scene, "scene")) if self.scene else ""
-        return dataclasses.replace(self, selfies=tuple(str(_file(s, "selfie")) for s in self.selfies), scene=scene)
+        scene = str(file_of(self.scene, "scene")) if self.scene else ""
+        return dataclasses.replace(self, selfies=tuple(str(file_of(s, "selfie")) for s in self.selfies), scene=scene)
 
     @classmethod
     def from_payload(cls, payload: dict[str, Any]) -> Order:
@@ -92,26 +93,27 @@ class Order:
 
     def inputs(self) -> dict[str, str]:
         """Each file of the order with the sha256 of its bytes. Raises InputError where one has gone."""
-        return {path: _sha256(Path(path)) for path in (*self.selfies, self.scene) if path}
+        return {path: sha256_of(Path(path)) for path in (*self.selfies, self.scene) if path}
 
-    def name(self, inputs: dict[str, str], model_version: str, expression: bytes = b"") -> str:
+    def name(self, inputs: dict[str, str], model_version: str, expression: bytes = b"", absent: Iterable[str] = ()) -> str:
         """A portrait's name: a hash of everything it is made from, so that the same order twice is the same file.
 
         `expression` is the embedding that stands for the word now; it may be another one when the catalogue has grown.
+        `absent` names the identity encoders that were not there.
         """
         wish = {k: v for k, v in self.payload().items() if k not in ("selfies", "scene")}
         parts = [sorted(wish.items()), [inputs[s] for s in self.selfies], inputs.get(self.scene, ""), model_version, expression]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+        return hashlib.sha256(repr([*parts, *sorted(absent)]).encode()).hexdigest()[:20]
 
 
-def _file(path: str, what: str) -> Path:
+def file_of(path: str, what: str) -> Path:
     found = Path(path)
     if not found.is_file():
         raise InputError(f"{what} {path} is not a file: give the path of a photograph")
     return found.resolve()
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     try:
         with open(path, "rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest()
