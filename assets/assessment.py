@@ -17,11 +17,11 @@ from assets.resources import CatalogueResource, RegistryResource, Settings, Work
 from assets.stores.catalogue import Catalogue
 from assets.stores.workspace import Workspace, aligned
 from assets.supervision import TEACHER
-from diffsfsr import tables
+from diffsfsr import tables, weights
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
 
-ASSESSMENT_VERSION = 1
+ASSESSMENT_VERSION = 2
 _SAMPLE = 200  # faces that parsers and pose estimators are compared on
 _CENTROIDS = 2000  # training faces that stand for all of them in an expression's centroid
 
@@ -59,7 +59,7 @@ def assess(workspace: Workspace, catalogue: Catalogue, preset: Preset) -> Path:
     from diffsfsr.evaluation.experts import Findings, write_report
 
     folder = report_folder(workspace, preset)
-    if (folder / "report.json").exists():
+    if tables.is_json(folder / "report.json"):
         return folder
     findings = Findings({}, {})
     bench = Bench(workspace, catalogue, preset)
@@ -76,9 +76,12 @@ def assess(workspace: Workspace, catalogue: Catalogue, preset: Preset) -> Path:
 
 
 def report_folder(workspace: Workspace, preset: Preset) -> Path:
+    """Where the report lies that is made from the preset's faces, networks, settings and the weights on this machine as they are now."""
     marks = [tables.mark_of(workspace.file(aligned(preset), shard)) for shard in prepared_shards(workspace, preset)]
     networks = workspace.network("dln", preset)
-    mark = tables.fingerprint(marks, preset.conditioning.identity, networks and networks[1], preset.evaluation.judge, ASSESSMENT_VERSION)
+    here = sorted(name for name in weights.ZOO if weights.find(name))  # what was not measured for want of a file is, once that is here
+    settings = (preset.name, preset.conditioning.identity, preset.evaluation.judge)
+    mark = tables.fingerprint(marks, settings, networks and networks[1], here, ASSESSMENT_VERSION)
     return workspace.home / "reports" / f"experts-{mark[:10]}"
 
 

@@ -88,6 +88,15 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
+def is_json(path: Path) -> bool:
+    """Whether there is a file that reads as JSON: what is missing or damaged is made again."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def write(path: Path, table: pa.Table, mark: str) -> None:
     """Write a table whole, carrying its fingerprint."""
     table = _loosened(table).replace_schema_metadata({**(table.schema.metadata or {}), b"fingerprint": mark.encode()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,25 @@ def test_a_report_says_what_could_not_be_measured(tmp_path: Path, six_people: Pa
     written = (folder / "report.json").stat().st_mtime_ns
     assert assessment.assess(workspace, catalogue, PRESET) == folder
     assert (folder / "report.json").stat().st_mtime_ns == written  # found, not made again
+
+    (folder / "report.json").write_text('{"facts": ', encoding="utf-8")
+    assert assessment.assess(workspace, catalogue, PRESET) == folder
+    assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == report  # broken, so made again
+
+
+def test_a_report_is_of_one_preset_and_of_the_weights_at_hand(tmp_path: Path, six_people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DIFFSFSR_WEIGHTS", raising=False)
+    workspace = Workspace(tmp_path / "home")
+    tables.write_json(workspace.dataset("six") / "folder.json", {"folder": str(tmp_path)})
+    for kind in ("sources", f"aligned-{PRESET.crop}"):
+        face_shard(workspace.file(kind, Shard("six", 0)), faces(six_people, PRESET.crop), ["neutral"] * 6)
+    here = assessment.report_folder(workspace, PRESET)
+    assert assessment.report_folder(workspace, PRESET) == here
+    assert assessment.report_folder(workspace, replace(PRESET, name="other")) != here  # its title would say the wrong one
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "face_unet.onnx").write_bytes(b"one more parser to compare")
+    monkeypatch.setenv("DIFFSFSR_WEIGHTS", str(tmp_path / "weights"))
+    assert assessment.report_folder(workspace, PRESET) != here
 
 
 def test_figures_reach_the_report_and_mlflow_by_name(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, rescale_zero_terminal_snr
@@ -189,6 +191,35 @@ def test_improved_midpoint_asks_where_the_chain_would_stand() -> None:
     d.improved_midpoint(asked, z_t, times(1000), ZERO, generator=eps)
     deviation = d.posterior_jump(z_0, z_t, times(1000), times(500), ZERO)[1].sqrt()
     torch.testing.assert_close(asked.asked[3][0], mean + deviation, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", list(d.MIDPOINTS))
+@pytest.mark.parametrize("noise", [True, False])
+def test_midpoints_are_a_two_step_ddpm_written_by_hand(name: str, noise: bool) -> None:
+    """T = 2, so that t = 2 walks one step to s = 1. Ho et al. 2020's chain in plain float64 numbers, with a network that is no line."""
+    beta_1, beta_2 = 0.2, 0.6
+    one, two = 1 - beta_1, (1 - beta_1) * (1 - beta_2)  # alpha_bar
+
+    def by_hand(z_2: float, g: float) -> float:
+        z_0 = math.tanh(z_2 - 0.2)
+        if name == "one-step":
+            return z_0
+        if name == "improved":
+            mean = (one**0.5 * beta_2 * z_0 + (1 - beta_2) ** 0.5 * (1 - one) * z_2) / (1 - two)
+            z_1 = mean + (((1 - one) / (1 - two) * beta_2) ** 0.5 * g if noise else 0.0)
+        else:
+            eps = (z_2 - two**0.5 * z_0) / (1 - two) ** 0.5
+            z_1 = (z_2 - beta_2**0.5 * eps) / (1 - beta_2) ** 0.5
+        return math.tanh(z_1 - 0.1)
+
+    def predict_z0(z: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(z - 0.1 * t.view(-1, 1, 1, 1).to(z))
+
+    schedule = d.NoiseSchedule(torch.tensor([1.0, one, two], dtype=torch.float64))
+    z_2, g = batch(3)
+    made = d.MIDPOINTS[name](predict_z0, z_2, times(2, 2, 2), schedule, g, noise)
+    expected = [by_hand(z, e) for z, e in zip(z_2.flatten().tolist(), g.flatten().tolist(), strict=True)]
+    torch.testing.assert_close(made.flatten(), torch.tensor(expected, dtype=torch.float64), atol=1e-13, rtol=0)
 
 
 def test_original_midpoint_is_eq_8_as_printed() -> None:
