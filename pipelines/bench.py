@@ -30,19 +30,17 @@ def bench(args: Namespace) -> Any:
     preset = presets.preset(args.preset)
     if not (math.isfinite(args.seconds) and args.seconds > 0):
         raise InputError(f"--seconds {args.seconds} is not a positive number")
-    from pipelines import bench_encoders, bench_model, benches
+    from pipelines import bench_encoders, bench_sample, bench_train, benches
     from pipelines.machine import machine
 
     known = {
         "encoders": bench_encoders.encoders,
-        "train": bench_model.train,
-        "sample": bench_model.sample,
+        "train": bench_train.train,
+        "sample": bench_sample.sample,
         "catalogue": benches.catalogue,
     }
     found: dict[str, Any] = {"bench": args.what, "preset": preset.name, "machine": machine()}  # its load is that of others: before we begin
     found["rows"] = [measure(pair, args.seconds) for pair in known[args.what](preset)]
-    if args.what in ("train", "sample"):
-        found["parameters"] = sum(p.numel() for p in bench_model.network(preset).parameters())
     return found if args.json else table(found)
 
 
@@ -69,8 +67,17 @@ def measure(pair: Pair, seconds: float) -> dict[str, Any]:
         "ratio": _figures(peer_per_item / per_item),
         "rounds": len(ours),
         "difference": difference,
-        **({"peak_mb": _peak(pair.ours), "peer_peak_mb": _peak(pair.peer)} if pair.memory else {}),
+        **(_closer(pair, 1 / per_item) if pair.flop else {}),
     }
+
+
+def _closer(pair: Pair, per_second: float) -> dict[str, Any]:
+    """What the memory of both sides rises to, the arithmetic that ours does a second, its share of the card's peak, and where time goes."""
+    from pipelines.machine import peak_tflops
+
+    tflops, peak = per_second * pair.flop / 1e12, peak_tflops()
+    shares = {"tflops": _figures(tflops)} | ({"of_peak": _figures(tflops / peak)} if peak else {})
+    return {"peak_mb": _peak(pair.ours), "peer_peak_mb": _peak(pair.peer), **shares, "profile": profile(pair.ours)}
 
 
 def _time(call: Callable[[], Any]) -> float:
@@ -107,6 +114,21 @@ def _peak(call: Callable[[], Any]) -> int:
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
 
 
+def profile(call: Callable[[], Any], most: int = 8) -> list[dict[str, Any]]:
+    """Where a call's time goes: its costliest operations with their share of the device's own time, largest first."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as seen:
+        call()
+        _synchronize()
+    key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    rows = sorted(seen.key_averages(), key=lambda row: -getattr(row, key))
+    total = sum(getattr(row, key) for row in rows) or 1
+    return [{"operation": row.key, "calls": row.count, "share": round(getattr(row, key) / total, 3)} for row in rows[:most]]
+
+
 def _figures(value: float) -> float:
     """Four significant figures, which is more than a measurement is good for."""
     return float(f"{value:.4g}")
@@ -125,9 +147,11 @@ def table(found: dict[str, Any]) -> str:
     notes = [f"{machine}; accelerator {m['accelerator']}; torch {m['torch']}"]
     if m["load"] > m["cores"]:
         notes.append("the machine is busy with other work: every figure is low, and ratios where one side has more threads are off")
-    if "parameters" in found:
-        notes.append(f"{found['parameters']:,} parameters")
-    notes += [f"{r['name']}: peak memory {r['peak_mb']} MB, of the peer {r['peer_peak_mb']} MB" for r in found["rows"] if "peak_mb" in r]
+    for row in (row for row in found["rows"] if "profile" in row):
+        spent = ", ".join(f"{each['operation']} {each['share']:.0%}" for each in row["profile"])
+        share = f", {row['of_peak']:.0%} of the card's peak" if "of_peak" in row else ""
+        notes.append(f"{row['name']}, {row['batch']}: {row['tflops']:.3g} TFLOP/s{share}; peak memory {row['peak_mb']} MB,")
+        notes.append(f"  of the peer {row['peer_peak_mb']} MB; time: {spent}")
     return "\n".join([f"{found['bench']}, preset {found['preset']} (ratio above 1: ours is faster)", *(x.rstrip() for x in lines), *notes])
 
 

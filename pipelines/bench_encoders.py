@@ -17,8 +17,7 @@ from torch import Tensor
 
 from diffsfsr import weights
 from diffsfsr.config import Data, Preset
-from diffsfsr.errors import NotReady
-from pipelines.benches import Pair, device, largest
+from pipelines.benches import Pair, device, faces, here, largest
 
 BATCHES = (1, 8, 32)
 _CLOSE = 1e-4  # relative for networks, absolute for dlib's, whose values are about 0.1
@@ -29,42 +28,19 @@ def encoders(preset: Preset) -> Iterator[Pair]:
     from diffsfsr.encoders import ENCODERS
     from diffsfsr.encoders.recogniser import RECIPES
 
-    group, crops, landmarks = _faces()
+    group, crops, landmarks = faces()
     portrait = _cut(group)
     for name in ("dlib", "yunet", "insightface"):
-        if _here(name if name != "dlib" else "dlib-landmarks-68"):
+        if here(name if name != "dlib" else "dlib-landmarks-68"):
             yield from _detection(name, {"250 x 250": portrait, "group": group})
             yield _alignment(name, portrait, preset.crop)
-    present = [name for name in ENCODERS if _here(name)]
+    present = [name for name in ENCODERS if here(name)]
     if "dlib" in present:
         yield from _dlib(crops, landmarks, preset.dln.dim)
     for name in (name for name in present if name in RECIPES):
         yield from _recogniser(name, crops, landmarks)
     if "blendshapes" in present:
         yield from _blendshapes(crops, landmarks)
-
-
-def _here(name: str) -> bool:
-    """Whether every file behind the name of an encoder or detector is on this machine."""
-    return all(weights.find(file) for file in weights.files_of(name) or (name,))
-
-
-def _faces() -> tuple[np.ndarray, Tensor, Tensor]:
-    """insightface's photograph of six people, their crops (6, 3, 256, 256) in [-1, 1] and landmarks (6, 68, 2) in them."""
-    from importlib.util import find_spec
-
-    from diffsfsr.face.alignment import align_all
-    from diffsfsr.face.images import read, to_tensor
-
-    spec = find_spec("insightface")
-    files = [Path(folder, "data", "images", "t1.jpg") for folder in (spec.submodule_search_locations or [])] if spec else []
-    path = next((f for f in files if f.exists()), None)
-    if path is None:
-        raise NotReady("bench encoders needs data/images/t1.jpg of the package insightface; pip install -c constraints.txt insightface")
-    group = read(path)
-    found = align_all(group, 256)
-    crops = to_tensor(np.stack([face.crop for face in found]))
-    return group, crops, torch.from_numpy(np.stack([face.crop_landmarks for face in found]))
 
 
 def _cut(group: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffsfsr.config import Preset
 
@@ -36,7 +37,7 @@ class Pair:
     tolerance: float
     items: int = 1
     peer_items: int = 1
-    memory: bool = False  # whether the peaks of both are worth a look
+    flop: float = 0.0  # of one item of ours; with it, peaks of memory and where the time goes are measured too
 
 
 def device() -> torch.device:
@@ -45,6 +46,32 @@ def device() -> torch.device:
 
 def largest(a: Any, b: Any) -> float:
     return float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max())
+
+
+def here(name: str) -> bool:
+    """Whether every file behind the name of an encoder or detector is on this machine."""
+    from diffsfsr import weights
+
+    return all(weights.find(file) for file in weights.files_of(name) or (name,))
+
+
+def faces() -> tuple[np.ndarray, Tensor, Tensor]:
+    """insightface's photograph of six people, their crops (6, 3, 256, 256) in [-1, 1] and landmarks (6, 68, 2) in them."""
+    from importlib.util import find_spec
+
+    from diffsfsr.errors import NotReady
+    from diffsfsr.face.alignment import align_all
+    from diffsfsr.face.images import read, to_tensor
+
+    spec = find_spec("insightface")
+    files = [Path(folder, "data", "images", "t1.jpg") for folder in (spec.submodule_search_locations or [])] if spec else []
+    path = next((f for f in files if f.exists()), None)
+    if path is None:
+        raise NotReady("this bench needs data/images/t1.jpg of the package insightface; pip install -c constraints.txt insightface")
+    group = read(path)
+    found = align_all(group, 256)
+    crops = to_tensor(np.stack([face.crop for face in found]))
+    return group, crops, torch.from_numpy(np.stack([face.crop_landmarks for face in found]))
 
 
 # --- catalogue --------------------------------------------------------------------------------------------------------

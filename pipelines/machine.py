@@ -63,3 +63,17 @@ def compiler() -> str | None:
             if subprocess.run(command, input=b"int main() { return 0; }", capture_output=True, check=False).returncode == 0:
                 return path
     return None
+
+
+# bf16 with float32 sums, dense, TFLOP/s, as NVIDIA's data sheets give them.
+_PEAKS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0, "A10": 125.0}
+
+
+def peak_tflops() -> float | None:
+    """The first GPU's peak in bf16, TFLOP/s; None where there is none, or it is not one that is known here."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name(0)
+    return next((peak for known, peak in _PEAKS.items() if known in name), None)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,7 @@ import torch
 from diffsfsr import presets
 from diffsfsr.errors import InputError
 from diffsfsr.model.diffusion import NoiseSchedule, improved_midpoint
-from diffsfsr.model.sampling import make_scheduler
-from pipelines import bench, bench_encoders, bench_model, benches, cli
+from pipelines import bench, bench_encoders, bench_sample, bench_train, benches, cli
 
 KEYS = {"name", "batch", "per_second", "ms_per_item", "peer", "peer_per_second", "ratio", "rounds", "difference"}
 
@@ -30,7 +30,7 @@ def run(what: str, as_json: bool = True) -> Any:
     return bench.bench(Namespace(what=what, preset="tiny", seconds=0.01, json=as_json))
 
 
-EXPECTED = {"train": (1, 1e-4), "sample": (2, 1e-2), "catalogue": (3, 1e-4)}  # rows, largest difference
+EXPECTED = {"train": (1, 2e-2), "sample": (2, 1e-3), "catalogue": (3, 1e-4)}  # rows, largest difference
 
 
 def test_every_bench_of_the_command_is_tested() -> None:
@@ -44,8 +44,10 @@ def test_each_bench_agrees_with_its_peers(what: str, rows: int, tolerance: float
     assert len(found["rows"]) == rows
     for row in found["rows"]:
         check(row, tolerance)
-    if what == "train":
-        assert found["parameters"] > 1e6 and found["rows"][0]["peak_mb"] > 50
+        if what in ("train", "sample"):
+            assert row["peak_mb"] > 50 and row["peer_peak_mb"] > 50 and row["tflops"] > 0
+            shares = [operation["share"] for operation in row["profile"]]
+            assert shares == sorted(shares, reverse=True) and 0.2 < sum(shares) <= 1.001
 
 
 def check(row: dict[str, Any], tolerance: float) -> None:
@@ -86,8 +88,8 @@ def test_the_table_names_every_row_and_its_peer() -> None:
     row = {"name": "thing", "batch": 8, "per_second": 1234.5, "ms_per_item": 0.81, "peer": "their thing"}
     row |= {"peer_per_second": 2.0, "ratio": 617.2}
     machine = {"processor": "P", "cores": 2, "threads": 1, "load": 9.0, "accelerator": "none", "torch": "2"}
-    text = bench.table({"bench": "b", "preset": "tiny", "machine": machine, "rows": [row], "parameters": 1084068})
-    assert "thing" in text and "their thing" in text and "617.2" in text and "1,084,068 parameters" in text and "busy" in text
+    text = bench.table({"bench": "b", "preset": "tiny", "machine": machine, "rows": [row]})
+    assert "thing" in text and "their thing" in text and "617.2" in text and "busy" in text
 
 
 def pair(**changes: Any) -> benches.Pair:
@@ -140,21 +142,23 @@ def test_the_fold_is_the_closed_form_and_sees_a_wrong_one() -> None:
         return torch.tanh(z_t + at.view(-1, 1, 1, 1) / 1000)
 
     ours = improved_midpoint(predict, z, t, schedule, noise=False)
-    assert (bench_model.folded_midpoint(predict, z, t, schedule, g, noise=False) - ours).abs().max() < 1e-12
+    assert (bench_train.folded_midpoint(predict, z, t, schedule, g, noise=False) - ours).abs().max() < 1e-12
     wrong = dataclasses.replace(preset.schedule, beta_end=0.013)
-    assert (bench_model.folded_midpoint(predict, z, t, NoiseSchedule.from_config(wrong), g, noise=False) - ours).abs().max() > 1e-6
+    assert (bench_train.folded_midpoint(predict, z, t, NoiseSchedule.from_config(wrong), g, noise=False) - ours).abs().max() > 1e-6
 
 
-def test_the_plain_loop_follows_its_conditions() -> None:
-    """So that agreeing with it means something: other embeddings or another scene give other latents."""
-    preset = presets.preset("tiny")
-    model, given = bench_model.network(preset).eval(), bench_model.conditions(preset, 2)
+def test_the_peer_of_sampling_follows_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that agreeing with it means something: other tokens give other latents."""
+    preset, plain = presets.preset("tiny"), bench_sample._plain
+    assert bench_sample.difference(preset, 2) < 1e-3
+    monkeypatch.setattr(bench_sample, "_plain", lambda peer, text, null, *rest, **kw: plain(peer, -text, null, *rest, **kw))
+    assert bench_sample.difference(preset, 2) > 1e-2
 
-    def latents(**changes: Any) -> torch.Tensor:
-        return bench_model._plain_loop(model, {**given, **changes}, (4, 8, 8), make_scheduler(preset.schedule, "ddim"), 4, 2.0, 0)
 
-    base = latents()
-    assert torch.equal(base, latents())
-    for name in ("condition", "expression", "identity"):
-        other = {"dlib": -given[name]["dlib"]} if name == "identity" else -given[name]
-        assert (latents(**{name: other}) - base).abs().max() > 0.05 * base.std(), name
+def test_the_peer_of_training_encodes_for_itself(tmp_path: Path) -> None:
+    """So that agreeing with it means something: other pictures give other losses, and the weights are those of ours."""
+    step = bench_train.Step(bench_train.at_hand(presets.preset("tiny")), tmp_path)
+    with step.feed:
+        assert step.difference() < 2e-2
+        step.images = -step.images
+        assert step.difference() > 2e-2
