@@ -10,12 +10,13 @@ import errno
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-JOBS = ("prepare", "assess", "train", "evaluate", "promote", "generate")
+JOBS = ("prepare", "assess", "train", "evaluate", "midpoints", "promote", "generate")
 BENCHES = ("encoders", "train", "sample", "catalogue")
 
 
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads()))  # read when torch is loaded, here and by what is started from here
     try:
-        with answers_only() as answer:
+        with _ended_by_sigterm(), answers_only() as answer:
             answer(_run(args), as_json=getattr(args, "json", False))
         return getattr(args, "code", 0)  # 1: an answer that is bad news
     except InputError as error:
@@ -67,6 +68,27 @@ def _run(args: argparse.Namespace) -> Any:
 
     module, function = args.function.split(":")
     return getattr(import_module(f"pipelines.{module}"), function)(args)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """`kill` stops a command as Ctrl-C does, with what it holds let go: also where a shell's `&` has it ignore Ctrl-C.
+
+    Dagster gives SIGTERM, again and again, to whatever handles SIGINT: so that one handler must serve both.
+    """
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: Any) -> None:
+        if number == signal.SIGTERM or kept[signal.SIGINT] != signal.SIG_IGN:
+            raise KeyboardInterrupt
+
+    for number in kept:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -142,6 +164,13 @@ def parser() -> Parser:
     _order(portrait)
     portrait.add_argument("--out", metavar="FILE", help="where to write it; default: portraits/ in the state folder, by content")
 
+    travel = _command(words, "travel", "travel:travel", "a strip or a GIF of an expression on its way through stations", json=True)
+    _who_and_where(travel)
+    about = "a station, two or more: an emotion word, a photograph of an expression, or scene for the scene's own"
+    travel.add_argument("--through", action="append", default=[], metavar="WORD_OR_FILE", help=about)
+    travel.add_argument("--frames", type=int, default=9, help="pictures in all; default 9")
+    travel.add_argument("--out", required=True, metavar="FILE", help="strip.png: frames side by side; travel.gif: frames in turn")
+
     _request(words)
     _jobs(words)
     _weights(words)
@@ -173,10 +202,14 @@ def _command(words: Any, name: str, function: str, about: str, json: bool = Fals
 
 
 def _order(command: argparse.ArgumentParser) -> None:
+    _who_and_where(command)
+    command.add_argument("--emotion", required=True, metavar="WORD", help="which expression: one of `diffsfsr emotions`, or neutral")
+
+
+def _who_and_where(command: argparse.ArgumentParser) -> None:
     command.add_argument("--selfie", action="append", default=[], metavar="FILE", help="who; several of one person are averaged")
     command.add_argument("--scene", default="", metavar="FILE", help="where: a photograph with a face in it")
     command.add_argument("--prompt", default="", metavar="TEXT", help="where: a description, painted by Stable Diffusion")
-    command.add_argument("--emotion", required=True, metavar="WORD", help="which expression: one of `diffsfsr emotions`, or neutral")
     command.add_argument("--task", default="all", help="all, identity (keep the scene's expression) or expression (keep its person)")
     command.add_argument("--strength", type=float, default=1.0, help="0 the scene's own expression, 1 the word's, more exaggerates")
     command.add_argument("--steps", type=int, default=0, help="sampling steps; default: the model's own")
@@ -205,7 +238,7 @@ def _request(words: Any) -> None:
 
 
 def _jobs(words: Any) -> None:
-    run = _command(words, "run", "look:run", "run a job of the graph: prepare, assess, train, evaluate, promote or generate", json=True)
+    run = _command(words, "run", "look:run", f"run a job of the graph: {', '.join(JOBS)}", json=True)
     run.add_argument("job", choices=JOBS, metavar="JOB", help=", ".join(JOBS))
     run.add_argument("--preset", default="starter", help="a row of the preset table; default: starter")
     run.add_argument(
@@ -218,8 +251,8 @@ def _jobs(words: Any) -> None:
     run.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset, as training.steps=100"
     )
-    run.add_argument("--model", default="trained", help="evaluate: trained (the preset's newest) or champion")
-    run.add_argument("--dry-run", action="store_true", help="print the resolved settings and do nothing")
+    run.add_argument("--model", default="trained", help="evaluate, midpoints: trained (the preset's newest) or champion")
+    run.add_argument("--dry-run", action="store_true", help="print the resolved settings, of a training what it costs too, and do nothing")
 
 
 def _weights(words: Any) -> None:

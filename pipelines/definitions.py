@@ -2,11 +2,25 @@
 
 import dagster as dg
 
-from assets import assessment, checks, embeddings, evaluation, experts, faces, images, portraits, registry, shards, supervision, training
+from assets import (
+    assessment,
+    checks,
+    embeddings,
+    evaluation,
+    experts,
+    faces,
+    images,
+    midpoints,
+    portraits,
+    registry,
+    shards,
+    supervision,
+    training,
+)
 from pipelines import automation, jobs
 from pipelines.environments import Environment
 
-_ROOMS = [images, faces, embeddings, supervision, experts, assessment, shards, training, evaluation, registry, portraits]
+_ROOMS = [images, faces, embeddings, supervision, experts, assessment, shards, training, evaluation, midpoints, registry, portraits]
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(_ROOMS),

@@ -68,13 +68,13 @@ def embed(args: Namespace) -> Any:
     preset = presets.preset(args.preset)
     encoder: Any = load_dln(Workspace(Environment.current().home), preset) if args.encoder == "dln" else load_encoder(args.encoder)
     out = Path(args.out)
-    if out.suffix != ".parquet" or not out.absolute().parent.is_dir():
-        raise InputError(f"--out {args.out} must end in .parquet and lie in a folder that exists")
+    if out.suffix != ".parquet" or not out.absolute().parent.is_dir() or out.is_dir():
+        raise InputError(f"--out {args.out} must be a file's name that ends in .parquet, in a folder that exists")
     found, rejects = _align(args.paths, "only", preset.crop)
     vectors: Any = np.zeros((0, encoder.dim), np.float32)
     if found:
         vectors = np.concatenate(list(encode_all(encoder, tables.from_rows(found, tables.FACES))))
-    columns = {"path": [r["path"] for r in found], "face_id": [r["face_id"] for r in found]}
+    columns = {name: pa.array([row[name] for row in found], tables.TEXT) for name in ("path", "face_id")}
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), encoder.dim)
     tables.write(out, pa.table({**columns, "embedding": embedding}), encoder.version[:16])
     return {"out": str(out), "encoder": args.encoder, "faces": len(found), "rejects": rejects}
@@ -125,28 +125,46 @@ def order(args: Namespace) -> Any:
     fields = ("emotion", "scene", "prompt", "task", "strength", "steps", "sampler", "seed", "face")
     wanted = Order(selfies=tuple(args.selfie), **{name: getattr(args, name) for name in fields}).check()
     if wanted.prompt:
-        from diffsfsr.portrait.scenes import painter_folder
-
-        painter_folder()
+        need_painter()
     return wanted
+
+
+def need_painter() -> None:
+    """Refuses a prompt where nothing here can paint it."""
+    from diffsfsr.portrait.scenes import painter_folder
+
+    painter_folder()
 
 
 def portrait(args: Namespace) -> Any:
     """Make one portrait with the champion; answers with its sidecar."""
     wanted = order(args)
-    out = Path(args.out) if args.out else None
-    if out and (not out.absolute().parent.is_dir() or out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp")):
-        raise InputError(f"--out {args.out} must be a picture's name (.png, .jpg or .webp) in a folder that exists")
-    if out and (out.is_dir() or str(out.resolve()) in (*wanted.selfies, wanted.scene)):
-        raise InputError(f"--out {args.out} is {'a folder' if out.is_dir() else 'one of the photographs given'}: choose another name")
-    from assets.portraits import Serving, fulfil
+    out = picture_name(args.out, (".png", ".jpg", ".jpeg", ".webp"), (*wanted.selfies, wanted.scene)) if args.out else None
+    from assets.portraits import fulfil
+
+    sidecar, _ = fulfil(wanted, champion(), out)
+    return sidecar if args.json else sidecar["portrait"]
+
+
+def picture_name(name: str, endings: tuple[str, ...], given: tuple[str, ...]) -> Path:
+    """`--out` as a path. Raises InputError where no picture can be written there, or it would replace one of the `given` files."""
+    out = Path(name)
+    if not out.absolute().parent.is_dir() or out.suffix.lower() not in endings:
+        *most, last = (ending for ending in endings if ending != ".jpeg")  # which .jpg stands for
+        raise InputError(f"--out {name} must be a picture's name ({', '.join(most)} or {last}) in a folder that exists")
+    if out.is_dir() or str(out.resolve()) in given:
+        raise InputError(f"--out {name} is {'a folder' if out.is_dir() else 'one of the photographs given'}: choose another name")
+    return out
+
+
+def champion() -> Any:
+    """The model in service here, loaded."""
+    from assets.portraits import Serving
     from assets.stores.catalogue import Catalogue
     from assets.stores.registry import Registry
 
     here = Environment.current()
-    serving = Serving.champion(Registry(here.mlflow, here.artifacts), Catalogue(here.catalogue), here.home / "portraits")
-    sidecar, _ = fulfil(wanted, serving, out)
-    return sidecar if args.json else sidecar["portrait"]
+    return Serving.champion(Registry(here.mlflow, here.artifacts), Catalogue(here.catalogue), here.home / "portraits")
 
 
 def verify(args: Namespace) -> Any:
@@ -167,12 +185,14 @@ def run(args: Namespace) -> Any:
 
     changes = dict(_pair(text) for text in args.set)
     preset = config.override(presets.preset(args.preset), changes)
+    weights.check_names(preset)
     weights.refuse_non_commercial(preset)
     source = _data_source(args.data) if args.data else None
     if source and args.job != "prepare":
         raise InputError("--data goes with `run prepare`; the other jobs use the data sets that are prepared")
     if args.dry_run:
-        return {"job": args.job, "data": str(source) if source else None, "preset": config.to_dict(preset)}
+        resolved = {"job": args.job, "data": str(source) if source else None, "preset": config.to_dict(preset)}
+        return resolved | (_costs(preset, args.json) if (args.job, preset.trains) == ("train", "diffusion") else {})
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from pipelines.operate import Operator
 
@@ -184,10 +204,18 @@ def run(args: Namespace) -> Any:
         return operator.prepare(source, args.name)
     if args.job == "evaluate":
         return operator.evaluate(args.model)
-    if args.job == "assess":
-        found = operator.assess()
+    if args.job in ("assess", "midpoints"):
+        found = operator.assess() if args.job == "assess" else operator.midpoints(args.model)
         return found if args.json else Path(found["report"]).read_text(encoding="utf-8")
     return {"train": operator.train, "promote": operator.promote, "generate": operator.generate}[args.job]()
+
+
+def _costs(preset: Any, as_json: bool) -> dict[str, Any]:
+    """What the training would cost: data, or a table to read."""
+    from pipelines import costs
+
+    found = costs.estimate(preset)
+    return {"cost": found if as_json else costs.table(found, preset.training)}
 
 
 def _pair(text: str) -> tuple[str, str]:

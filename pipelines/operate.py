@@ -15,7 +15,7 @@ from typing import Any
 
 from assets.partitions import TASKS
 from assets.stores.workspace import Shard, Workspace, aligned
-from diffsfsr import presets, tables
+from diffsfsr import presets, tables, weights
 from diffsfsr.config import Preset
 from diffsfsr.errors import InputError, NotReady
 from pipelines.environments import Environment
@@ -64,6 +64,8 @@ class Operator:
         from assets.ahead import Ahead
 
         preset = self.preset
+        for file in weights.used_to_prepare(preset):
+            weights.resolve(file)  # what lacks is told before hours of alignment, not after
         names = [self.scan(folder, name)] if folder else list(self._scan_known())
         if not names:
             raise InputError("no data set is known yet: give a folder of photographs with --data DIR")
@@ -124,7 +126,7 @@ class Operator:
     def train(self) -> dict[str, Any]:
         """Train what the preset names. A diffusion model's autoencoder, DLN and shards are made first where they lack."""
         named = presets.preset(self.preset_name)
-        if named.trains != "autoencoder":
+        if named.trains in ("diffusion", "dln"):
             self._teach(self.preset)
         if named.trains != "diffusion":
             self.run(f"train_{named.trains}")
@@ -176,6 +178,15 @@ class Operator:
                 report = report_folder(self.workspace, folder, dataset, task, preset)
                 figures[f"{dataset}/{task}"] = {"report": str(report / "report.html"), **flat(_json(report / "report.json"))}
         return figures
+
+    def midpoints(self, model: str = "trained") -> dict[str, Any]:
+        """Compare the midpoint estimates of a model on held-out faces; returns the figures."""
+        from assets.evaluation import model_folder
+        from assets.midpoints import report_folder
+
+        self.run("midpoints", ops={"midpoint_study": {"config": {"model": model}}})
+        folder = report_folder(self.workspace, model_folder(self.workspace, self._registry(), self.preset, model)[0], self.preset)
+        return {"report": str(folder / "report.md"), **_json(folder / "report.json")}
 
     def promote(self) -> dict[str, Any]:
         """Register the newest model and, where it is not worse than the champion, make it champion."""

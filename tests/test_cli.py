@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from pipelines import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
-    *["demo", "doctor", "faces", "embed", "emotions", "portrait", "request", "run", "weights", "bench", "forget", "verify", "up"],
+    *["demo", "doctor", "faces", "embed", "emotions", "portrait", "travel", "request", "run", "weights", "bench", "forget", "verify", "up"],
     *[f"request {verb}" for verb in ("add", "list", "show", "watch", "cancel", "retry")],
     *[f"weights {verb}" for verb in ("list", "pull", "check")],
 ]
@@ -34,6 +38,7 @@ def there(tmp_path: Path, tom_hanks: Path, astronaut: Path, monkeypatch: pytest.
     shutil.copy(astronaut, tmp_path / "scene.png")
     (tmp_path / "broken.png").write_text("not a picture")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.parquet").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DIFFSFSR_WEIGHTS", raising=False)
     monkeypatch.delenv("DIFFSFSR_DATA", raising=False)
@@ -91,6 +96,7 @@ MISTAKES = {
     "embed hanks.png --encoder dlib": "--out",
     "embed hanks.png --encoder dlib --out nowhere/x.parquet": "nowhere/x.parquet",
     "embed hanks.png --encoder dlib --out x.csv": ".parquet",
+    "embed hanks.png --encoder dlib --out folder.parquet": "folder.parquet must be a file's name",
     "embed missing.png --encoder dlib --out x.parquet": "missing.png",
     f"{PORTRAIT}": "--scene",
     f"{PORTRAIT} --scene scene.png --prompt beach": "either --scene FILE or --prompt",
@@ -140,6 +146,7 @@ def test_a_mistake_is_told_in_one_line(there: Path, command: str) -> None:
 
 
 NOT_READY = {
+    "run prepare --preset lab --data .": "run `diffsfsr weights pull mobilefacenet_arcface",
     "run train --preset tiny": "run `diffsfsr run prepare --preset tiny --data DIR`",
     "run evaluate --preset tiny": "run `diffsfsr run train --preset tiny`",
     "run evaluate --preset tiny --model champion": "`diffsfsr run promote`",
@@ -229,6 +236,16 @@ def test_embeddings_are_those_of_the_encoder(there: Path) -> None:
     assert np.linalg.norm(ours[1] - theirs) < 0.25 < 0.5 < np.linalg.norm(ours[0] - theirs)  # dlib calls 0.6 the same person
 
 
+def test_embeddings_of_no_face_are_a_table_of_the_same_columns(there: Path) -> None:
+    import pyarrow.parquet as pq
+
+    for name in ("hanks", "broken"):
+        assert run("embed", f"{name}.png", "--encoder", "dlib", "--out", f"{name}.parquet").code == 0
+    some, none = (pq.read_table(there / f"{name}.parquet") for name in ("hanks", "broken"))
+    assert (some.num_rows, none.num_rows) == (1, 0) and none.schema.equals(some.schema, check_metadata=True)
+    assert [str(kind) for kind in none.schema.types] == ["string", "string", "fixed_size_list<element: float>[128]"]
+
+
 def test_a_dry_run_shows_the_settings_and_makes_nothing(there: Path) -> None:
     ran = run("run", "train", "--preset", "tiny", "--set", "training.steps=7", "--set", "training.lr=0.5", "--dry-run", "--json")
     shown = json.loads(ran.out)
@@ -264,6 +281,58 @@ def test_a_closed_pipe_is_no_fault(words: list[str]) -> None:
     ran = process(*words, stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert ran.stderr == ""
+
+
+def workers_of(parent: int) -> set[int]:
+    """The processes that multiprocessing's fork server started for that one."""
+    status = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = entry.read_text().rpartition(")")[2].split()
+            status[int(entry.parent.name)] = (fields[0], int(fields[1]))
+    own = {pid for pid, (_, above) in status.items() if above == parent}
+    return {pid for pid, (state, above) in status.items() if above in own and state != "Z"}
+
+
+@pytest.mark.slow
+def test_a_job_in_a_shells_background_outlives_a_worker_and_ends_by_kill(there: Path, tmp_path: Path, astronaut: Path) -> None:
+    """There SIGINT is ignored, and what Dagster makes of that is that SIGTERM is ignored too."""
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for i in range(300):
+        (photographs / f"{i:03d}.png").write_bytes(astronaut.read_bytes() + bytes([i % 256, i // 256]))
+    words = "-m pipelines.cli run prepare --preset tiny --set data.shard=300 --set data.max_outside=1 --json --data photographs".split()
+    environment = {**os.environ, "DIFFSFSR_CORES": "2", "PYTHONPATH": str(ROOT)}
+
+    def started(**options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *words], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
+        )
+
+    def until(condition: Callable[[], object], seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not condition() and time.monotonic() < end:
+            time.sleep(0.05)
+        return bool(condition())
+
+    with started(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) as job:
+        try:
+            assert until(lambda: len(workers_of(job.pid)) == 2, 180) and job.stderr
+            time.sleep(1)  # they have begun to work
+            first = workers_of(job.pid)
+            os.kill(min(first), signal.SIGKILL)
+            assert until(lambda: workers_of(job.pid) - first and not workers_of(job.pid) & first, 60), "the other worker is not replaced"
+            job.send_signal(signal.SIGTERM)
+            assert until(lambda: job.poll() is not None, 60), "SIGTERM is not heeded"
+            assert job.returncode == 130 and job.stderr.read().endswith("stopped\n")
+        finally:
+            job.kill()
+    for path in sorted(photographs.iterdir())[3:]:
+        path.unlink()
+    with started() as job:
+        told, said = job.communicate(timeout=300)
+        assert job.returncode == 0, said
+        assert json.loads(told)["faces"] == 3
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])

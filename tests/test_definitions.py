@@ -37,10 +37,12 @@ GRAPH = {
     "autoencoder": {"aligned_faces"},
     "expression_teacher": {"aligned_faces"},
     "dln_model": {"aligned_faces", "expression_teacher"},
+    "loss_decoder": {"aligned_faces", "autoencoder"},
     "expert_report": {"catalogue", "dln_model"},
     "training_shards": {"catalogue", "face_masks", "autoencoder"},
-    "trained_model": {"training_shards"},
+    "trained_model": {"training_shards", "loss_decoder"},
     "evaluation_report": {"trained_model"},
+    "midpoint_study": {"trained_model"},
     "registered_model": {"trained_model", "evaluation_report"},
     "champion": {"registered_model"},
     "portraits": {"champion"},
@@ -62,9 +64,11 @@ JOBS = {
     "experts",
     "train_autoencoder",
     "train_dln",
+    "train_decoder",
     "encode",
     "train",
     "evaluate",
+    "midpoints",
     "promote",
     "generate",
 }
@@ -142,7 +146,7 @@ def test_pools_keep_the_gpu_and_each_table_to_one(graph: Any) -> None:
     for key in graph.get_all_asset_keys():
         (pool,) = graph.get(key).pools or {None}
         pools.setdefault(pool, set()).add(key.to_user_string())
-    assert pools["gpu"] == {"autoencoder", "dln_model", "trained_model", "evaluation_report", "portraits"}
+    assert pools["gpu"] == {"autoencoder", "dln_model", "loss_decoder", "trained_model", "evaluation_report", "midpoint_study", "portraits"}
     assert pools["identity_table"] == {"identity_embeddings"} and pools["expression_table"] == {"expression_embeddings"}
     assert pools["faces_table"] == {"catalogue", "emotion_index"}
     assert pools["registry"] == {"registered_model", "champion"}
