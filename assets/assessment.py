@@ -59,7 +59,7 @@ def assess(workspace: Workspace, catalogue: Catalogue, preset: Preset) -> Path:
     from diffsfsr.evaluation.experts import Findings, write_report
 
     folder = report_folder(workspace, preset)
-    if tables.is_json(folder / "report.json"):
+    if tables.is_report(folder, ("facts", "absent"), ("report.md",)):
         return folder
     findings = Findings({}, {})
     bench = Bench(workspace, catalogue, preset)

@@ -11,7 +11,7 @@ from assets.pictures import curve
 from assets.resources import RegistryResource, Settings, WorkspaceResource
 from assets.stores.workspace import Shard, Workspace, aligned, family
 from assets.supervision import TEACHER, annotation_files, expression_teacher, teacher_file
-from assets.training import run_training
+from assets.training import final, run_training
 from diffsfsr import presets, tables
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
@@ -65,7 +65,7 @@ def autoencoder(
     version = tables.fingerprint(run.path.name)
     workspace.open.set_network("autoencoder", preset, run.model, version)
     return dg.MaterializeResult(
-        metadata={"run": run.path.name, "steps": preset.training.steps, "psnr_db": lines[-1]["psnr"], "curve": curve(lines, ("mae",))},
+        metadata={"run": run.path.name, "steps": preset.training.steps, **final(lines, psnr_db="psnr"), "curve": curve(lines, ("mae",))},
         data_version=dg.DataVersion(version),
     )
 
@@ -111,7 +111,7 @@ def loss_decoder(
     version = tables.fingerprint(run.path.name)
     workspace.open.set_network("decoder", preset, run.model, version)
     return dg.MaterializeResult(
-        metadata={"run": run.path.name, "steps": preset.training.steps, "psnr_db": lines[-1]["psnr"], "curve": curve(lines, ("mae",))},
+        metadata={"run": run.path.name, "steps": preset.training.steps, **final(lines, psnr_db="psnr"), "curve": curve(lines, ("mae",))},
         data_version=dg.DataVersion(version),
     )
 

@@ -56,7 +56,7 @@ def compare_midpoints(workspace: Workspace, model: Path, preset: Preset) -> Path
     from diffsfsr.portrait.compose import Studio
 
     folder, e = report_folder(workspace, model, preset), preset.evaluation
-    if tables.is_json(folder / "report.json"):
+    if tables.is_report(folder, ("facts", "measures", midpoints.TRUE), ("report.md", "midpoints.png")):
         return folder
     studio = Studio(model)
     data, whose = _faces(workspace, studio, preset)

@@ -56,6 +56,12 @@ def run_training(
     return run, run.stats()
 
 
+def final(lines: "list[Stats]", **names: str) -> dict[str, float]:
+    """Of a run's last line of statistics, the values by those names as metadata; what was lost of it is left out."""
+    last = lines[-1] if lines else {}
+    return {shown: last[name] for shown, name in names.items() if name in last}
+
+
 @dg.asset(deps=[training_shards, "loss_decoder"], kinds={"torch", "deepspeed", "mlflow"}, group_name="model", pool="gpu")
 def trained_model(
     context: dg.AssetExecutionContext,
@@ -73,8 +79,7 @@ def trained_model(
         metadata={
             "run": run.path.name,
             "steps": preset.training.steps,
-            "images_per_second": lines[-1]["images_per_second"],
-            "loss": lines[-1]["loss"],
+            **final(lines, images_per_second="images_per_second", loss="loss"),
             "curve": curve(lines, ("loss_dm", "loss_id", "loss_exp", "val_loss_dm", "val_id", "val_exp")),
             **_validated(run),
         },

@@ -12,6 +12,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -173,6 +174,27 @@ class Preset:
         return self.crop // 8
 
 
+_GROUPS = 32
+_POSITIVE = (
+    *("crop", "data.max_pixels", "data.shard", "autoencoder.channels", "autoencoder.width", "dln.dim", "conditioning.token_width"),
+    *("unet.layers", "objective.aux_max_t", "training.steps", "training.batch", "training.accumulation", "training.processes"),
+    *("training.checkpoint_every", "training.log_every", "training.keep_checkpoints", "training.validation_items"),
+    *("sampling.steps", "evaluation.items", "evaluation.batch"),
+)
+_NOT_NEGATIVE = (
+    *("data.min_face", "data.max_yaw", "data.max_outside", "dln.margin", "dln.margin_one_class", "objective.lambda_id"),
+    *("objective.lambda_exp", "objective.min_snr", "training.warmup", "training.decay_from", "training.weight_decay"),
+    *("training.grad_clip", "training.ahead", "training.validate_every", "sampling.guidance", "evaluation.seed"),
+)
+
+
+def _at(p: Preset, dotted: str) -> Any:
+    value: Any = p
+    for name in dotted.split("."):
+        value = getattr(value, name)
+    return value
+
+
 def _refuse_bad_combinations(p: Preset) -> None:
     down = 8 * 2 ** (len(p.unet.channels) - 1)
     rules = [
@@ -223,11 +245,32 @@ def _refuse_bad_combinations(p: Preset) -> None:
             p.trains != "diffusion" and p.training.gradient_checkpointing,
             f"training.gradient_checkpointing=true with trains={p.trains} would do nothing: only a diffusion model's step is large",
         ),
-        (p.objective.min_snr < 0, f"objective.min_snr={p.objective.min_snr} is negative; 0 turns it off"),
-        (p.training.ahead < 0, f"training.ahead={p.training.ahead} is negative"),
-        (p.training.validate_every < 0, f"training.validate_every={p.training.validate_every} is negative"),
-        (p.training.validation_items < 1, f"training.validation_items={p.training.validation_items} is not positive"),
-        (p.objective.aux_max_t < 1, f"objective.aux_max_t={p.objective.aux_max_t} is not positive"),
+        (
+            not 0 < p.schedule.beta_start <= p.schedule.beta_end < 1,
+            f"schedule.beta_start={p.schedule.beta_start} and schedule.beta_end={p.schedule.beta_end} are not 0 < start <= end < 1",
+        ),
+        (p.schedule.steps < 2, f"schedule.steps={p.schedule.steps} is no walk: use 2 or more"),
+        (
+            p.sampling.steps > p.schedule.steps,
+            f"sampling.steps={p.sampling.steps} is more than the {p.schedule.steps} of schedule.steps",
+        ),
+        (
+            p.sampling.sampler == "pndm" and p.sampling.steps < 2,
+            f"sampling.sampler=pndm with sampling.steps={p.sampling.steps} would start at clean data; use 2 or more",
+        ),
+        (
+            any(c % _GROUPS for c in p.unet.channels),
+            f"unet.channels={list(p.unet.channels)} are not multiples of {_GROUPS}, the groups of a UNet's normalisation",
+        ),
+        (
+            any(c % max(h, 1) for c, h in zip(p.unet.channels, p.unet.heads, strict=False)),
+            f"unet.heads={list(p.unet.heads)} do not divide unet.channels={list(p.unet.channels)}",
+        ),
+        (
+            p.data.face not in ("only", "largest") and not p.data.face.isdecimal(),
+            f"data.face={p.data.face} is not only, largest or an index from the left",
+        ),
+        *[(_at(p, name) < 0, f"{name}={_at(p, name)} is negative") for name in _NOT_NEGATIVE],
         (not 0 <= p.objective.p_self <= 1, f"objective.p_self={p.objective.p_self} is not between 0 and 1"),
         (
             p.trains == "diffusion" and _no_carrier(p),
@@ -244,38 +287,20 @@ def _refuse_bad_combinations(p: Preset) -> None:
         (not p.dln.triplets, "dln.triplets is empty: name who says which two of three faces look alike"),
         (len(set(p.dln.triplets)) < len(p.dln.triplets), f"dln.triplets={list(p.dln.triplets)} names one twice"),
         (not 0 <= p.data.test_fraction < 1, f"data.test_fraction={p.data.test_fraction} is not in [0, 1)"),
-        *[
-            (getattr(p.training, name) < 1, f"training.{name}={getattr(p.training, name)} is not positive")
-            for name in ("steps", "batch", "accumulation", "processes", "checkpoint_every", "log_every", "keep_checkpoints")
-        ],
+        *[(_at(p, name) < 1, f"{name}={_at(p, name)} is not positive") for name in _POSITIVE],
         (
             p.training.zero_stage == 3 and p.trains == "autoencoder",
             "training.zero_stage=3 with trains=autoencoder leaves no process with the whole network, which calibrating its latents "
             "needs; use a stage up to 2",
         ),
         *[
-            (value < 1, f"{name}={value} is not positive")
-            for name, value in (
-                ("crop", p.crop),
-                ("data.max_pixels", p.data.max_pixels),
-                ("autoencoder.channels", p.autoencoder.channels),
-                ("autoencoder.width", p.autoencoder.width),
-                ("dln.dim", p.dln.dim),
-                ("conditioning.token_width", p.conditioning.token_width),
-                ("unet.layers", p.unet.layers),
-                ("unet.heads", min(p.unet.heads, default=0)),
-                ("unet.channels", min(p.unet.channels, default=0)),
-                ("schedule.steps", p.schedule.steps),
-                ("sampling.steps", p.sampling.steps),
-                ("evaluation.items", p.evaluation.items),
-                ("evaluation.batch", p.evaluation.batch),
-            )
+            (min(values, default=0) < 1, f"{name}={list(values)} are not all positive")
+            for name, values in (("unet.heads", p.unet.heads), ("unet.channels", p.unet.channels))
         ],
         (p.crop > 4096, f"crop={p.crop} is more than 4096 pixels"),
         (not 0 <= p.training.seed < 2**63, f"training.seed={p.training.seed} is not between 0 and 2^63 - 1"),
         (p.training.lr <= 0, f"training.lr={p.training.lr} is not positive"),
         (not 0 <= p.training.ema < 1, f"training.ema={p.training.ema} is not in [0, 1)"),
-        (p.data.shard < 1, f"data.shard={p.data.shard} is not positive"),
         (not p.conditioning.identity, "conditioning.identity is empty: name at least one identity encoder"),
     ]
     for broken, why in rules:
@@ -318,6 +343,15 @@ def override(p: Preset, changes: dict[str, Any]) -> Preset:
             else:
                 node = node[key]
     return from_dict(data)
+
+
+def read_changes(texts: Iterable[str]) -> dict[str, str]:
+    """What `override` takes, from words like "training.steps=100". Raises InputError for one of another form."""
+    pairs = [(text, *text.partition("=")) for text in texts]
+    for text, key, equals, _ in pairs:
+        if not equals or not key:
+            raise InputError(f"--set {text!r} is not KEY=VALUE, as in --set training.steps=100")
+    return {key: value for _, key, _, value in pairs}
 
 
 def _read(value: Any) -> Any:

@@ -88,13 +88,13 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
-def is_json(path: Path) -> bool:
-    """Whether there is a file that reads as JSON: what is missing or damaged is made again."""
+def is_report(folder: Path, keys: Iterable[str], files: Iterable[str]) -> bool:
+    """Whether report.json has those keys, and the files lie beside it: what is missing or damaged is made again."""
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return True
+    return isinstance(report, dict) and report.keys() >= set(keys) and all((folder / name).is_file() for name in files)
 
 
 def write(path: Path, table: pa.Table, mark: str) -> None:

@@ -25,9 +25,9 @@ _ROUNDS = 3  # turns of each side, as long as a row may still take twice its tim
 
 def bench(args: Namespace) -> Any:
     """Figures of one benchmark: machine, preset and a row per pair. Raises InputError, and RuntimeError where results differ."""
-    from diffsfsr import presets
+    from diffsfsr import config, presets
 
-    preset = presets.preset(args.preset)
+    preset = config.override(presets.preset(args.preset), config.read_changes(args.set))
     if not (math.isfinite(args.seconds) and args.seconds > 0):
         raise InputError(f"--seconds {args.seconds} is not a positive number")
     from pipelines import bench_encoders, bench_sample, bench_train, benches
@@ -39,7 +39,12 @@ def bench(args: Namespace) -> Any:
         "sample": bench_sample.sample,
         "catalogue": benches.catalogue,
     }
-    found: dict[str, Any] = {"bench": args.what, "preset": preset.name, "machine": machine()}  # its load is that of others: before we begin
+    found: dict[str, Any] = {
+        "bench": args.what,
+        "preset": preset.name,
+        "changes": args.set,
+        "machine": machine(),
+    }
     found["rows"] = [measure(pair, args.seconds) for pair in known[args.what](preset)]
     return found if args.json else table(found)
 

@@ -58,7 +58,7 @@ class Step:
         self.network = self.objective.network.to(device()).train()
         t = preset.training
         self.feed = Feed(self.objective.draw, itertools.repeat(self.at), t.ahead, device(), t.channels_last)
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-8, fused=device().type == "cuda")
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=1e-8, fused=True)
 
     def _inputs(self) -> Any:
         """A shard of the pictures and untrained networks, written into the folder; they are encoded as the graph encodes them."""

@@ -178,6 +178,7 @@ def parser() -> Parser:
     bench = _command(words, "bench", "bench:bench", "measure speed beside a peer in the same run", json=True)
     bench.add_argument("what", choices=BENCHES)
     bench.add_argument("--preset", default="starter")
+    _settings(bench)
     bench.add_argument("--seconds", type=float, default=3.0, help="least time to measure each row; default 3")
 
     forget = _command(words, "forget", "look:forget", "erase a person, a face or a data set from every store", json=True)
@@ -248,11 +249,14 @@ def _jobs(words: Any) -> None:
         "default: those already known",
     )
     run.add_argument("--name", help="prepare: what to call the data set; default: the folder's name")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the preset, as training.steps=100"
-    )
+    _settings(run)
     run.add_argument("--model", default="trained", help="evaluate, midpoints: trained (the preset's newest) or champion")
     run.add_argument("--dry-run", action="store_true", help="print the resolved settings, of a training what it costs too, and do nothing")
+
+
+def _settings(command: argparse.ArgumentParser) -> None:
+    about = "change a setting of the preset, as training.steps=100"
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=about)
 
 
 def _weights(words: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -146,12 +147,17 @@ def portrait(args: Namespace) -> Any:
     return sidecar if args.json else sidecar["portrait"]
 
 
+_LONGEST_NAME = 200  # bytes: most file systems take 255, and what is written first bears a longer one
+
+
 def picture_name(name: str, endings: tuple[str, ...], given: tuple[str, ...]) -> Path:
     """`--out` as a path. Raises InputError where no picture can be written there, or it would replace one of the `given` files."""
     out = Path(name)
     if not out.absolute().parent.is_dir() or out.suffix.lower() not in endings:
         *most, last = (ending for ending in endings if ending != ".jpeg")  # which .jpg stands for
         raise InputError(f"--out {name} must be a picture's name ({', '.join(most)} or {last}) in a folder that exists")
+    if len(os.fsencode(out.name)) > _LONGEST_NAME:
+        raise InputError(f"--out {name} is too long a name, with its record beside it: use at most {_LONGEST_NAME} bytes")
     if out.is_dir() or str(out.resolve()) in given:
         raise InputError(f"--out {name} is {'a folder' if out.is_dir() else 'one of the photographs given'}: choose another name")
     return out
@@ -179,11 +185,10 @@ def verify(args: Namespace) -> Any:
 
 def run(args: Namespace) -> Any:
     """Resolve the settings before anything is loaded, then run the job."""
-    import os
 
     from diffsfsr import config, presets, weights
 
-    changes = dict(_pair(text) for text in args.set)
+    changes = config.read_changes(args.set)
     preset = config.override(presets.preset(args.preset), changes)
     weights.check_names(preset)
     weights.refuse_non_commercial(preset)
@@ -218,16 +223,8 @@ def _costs(preset: Any, as_json: bool) -> dict[str, Any]:
     return {"cost": found if as_json else costs.table(found, preset.training)}
 
 
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {text!r} is not KEY=VALUE, as in --set training.steps=100")
-    return key, value
-
-
 def _data_source(name: str) -> Path:
     """A folder of photographs, or a file that lists them."""
-    import os
 
     places = [Path(name), *([Path(os.environ["DIFFSFSR_DATA"]) / name] if os.environ.get("DIFFSFSR_DATA") else [])]
     for place in places:

@@ -75,9 +75,12 @@ def test_a_report_says_what_could_not_be_measured(tmp_path: Path, six_people: Pa
     assert assessment.assess(workspace, catalogue, PRESET) == folder
     assert (folder / "report.json").stat().st_mtime_ns == written  # found, not made again
 
-    (folder / "report.json").write_text('{"facts": ', encoding="utf-8")
-    assert assessment.assess(workspace, catalogue, PRESET) == folder
-    assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == report  # broken, so made again
+    for broken in ('{"facts": ', "{}", "[]", ""):
+        (folder / "report.json").write_text(broken, encoding="utf-8")
+        assert assessment.assess(workspace, catalogue, PRESET) == folder
+        assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == report  # broken, so made again
+    (folder / "report.md").unlink()
+    assert assessment.assess(workspace, catalogue, PRESET) == folder and (folder / "report.md").read_text(encoding="utf-8") == text
 
 
 def test_a_report_is_of_one_preset_and_of_the_weights_at_hand(tmp_path: Path, six_people: Path, monkeypatch: pytest.MonkeyPatch) -> None:

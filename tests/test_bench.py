@@ -27,7 +27,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(what: str, as_json: bool = True) -> Any:
-    return bench.bench(Namespace(what=what, preset="tiny", seconds=0.01, json=as_json))
+    return bench.bench(Namespace(what=what, preset="tiny", set=[], seconds=0.01, json=as_json))
 
 
 EXPECTED = {"train": (1, 2e-2), "sample": (2, 1e-3), "catalogue": (3, 1e-4)}  # rows, largest difference
@@ -119,9 +119,9 @@ def test_what_differs_is_not_timed(difference: float) -> None:
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
 def test_bad_arguments_are_refused(seconds: float) -> None:
     with pytest.raises(InputError, match="--seconds"):
-        bench.bench(Namespace(what="train", preset="tiny", seconds=seconds, json=True))
+        bench.bench(Namespace(what="train", preset="tiny", set=[], seconds=seconds, json=True))
     with pytest.raises(InputError, match="did you mean tiny"):
-        bench.bench(Namespace(what="train", preset="tinny", seconds=1, json=True))
+        bench.bench(Namespace(what="train", preset="tinny", set=[], seconds=1, json=True))
 
 
 def test_the_peak_is_that_of_the_call() -> None:

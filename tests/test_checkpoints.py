@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +78,26 @@ def test_a_checkpoint_that_lost_bytes_is_passed_over(tmp_path: Path, harm: str) 
     assert checkpoints.newest(tmp_path) == (2, tmp_path / "step-00000002")
     save(tmp_path, 4, "again")
     assert checkpoints.newest(tmp_path) == (4, tmp_path / "step-00000004") and file.read_text() == "again"
+
+
+def test_a_checkpoint_whose_bytes_changed_is_passed_over(tmp_path: Path) -> None:
+    for step in (2, 4):
+        save(tmp_path, step, "weights")
+    file = tmp_path / "step-00000004" / "deep" / "weights"
+    file.write_bytes(bytes(7))
+    assert checkpoints.newest(tmp_path) == (2, tmp_path / "step-00000002")
+    save(tmp_path, 3, "next", keep=1)  # by the run that went on from 2: the damaged one neither stays nor counts
+    assert names(tmp_path) == ["step-00000003"]
+
+
+def test_a_checkpoint_of_sizes_alone_is_still_one(tmp_path: Path) -> None:
+    contents = save(tmp_path, 2, "weights") / "contents.json"
+    assert json.loads(contents.read_text()) == {"deep/weights": [7, zlib.crc32(b"weights")]}
+    contents.write_text('{"deep/weights": 7}')
+    assert checkpoints.newest(tmp_path) == (2, tmp_path / "step-00000002")
+    for broken in ('{"deep/weights": 8}', '{"deep/weights": []}', "[]", "12", "{", "{}"):
+        contents.write_text(broken)
+        assert checkpoints.newest(tmp_path) is None
 
 
 KILLED = """

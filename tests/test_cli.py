@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from shell import run
 
+from diffsfsr.errors import InputError
 from pipelines import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -348,3 +349,11 @@ def test_the_help_of_embed_names_every_encoder() -> None:
 
     told = run("embed", "--help").out
     assert all(name in told.replace("\n", " ") for name in (*ENCODERS, "dln"))
+
+
+def test_an_out_too_long_for_its_record_is_refused_before_anything_is_painted(tmp_path: Path) -> None:
+    from pipelines.look import picture_name
+
+    with pytest.raises(InputError, match="too long a name"):
+        picture_name(str(tmp_path / f"{'a' * 240}.png"), (".png",), ())
+    assert picture_name(str(tmp_path / f"{'a' * 190}.png"), (".png",), ()).name.endswith(".png")

@@ -28,7 +28,7 @@ def test_every_setting_survives_a_change() -> None:
     others: dict[str, Any] = {
         "data.detector": "yunet", "data.landmarks": "facemesh",
         "crop": 256, "mask": "face_unet", "data.face": "largest", "autoencoder.kind": "kl", "conditioning.identity": ["other"],
-        "unet.channels": [32, 64, 96, 128], "unet.heads": [1, 2, 3, 4], "objective.midpoint": "one-step", "objective.aux_fraction": 0.5,
+        "unet.channels": [32, 64, 96, 128], "unet.heads": [1, 2, 4, 8], "objective.midpoint": "one-step", "objective.aux_fraction": 0.5,
         "training.precision": "fp32", "training.zero_stage": 3, "sampling.sampler": "unipc",
         "schedule.prediction": "epsilon", "schedule.zero_terminal_snr": True, "conditioning.drop_all": 0.25, "sampling.guidance": 1.0,
         "objective.p_self": 0.25, "training.ema": 0.5, "dln.backbone": "facenet", "dln.triplets": ["blendshapes"],
@@ -123,6 +123,9 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
     ),
     ("dln-lab", {"training.gradient_checkpointing": True}, ["training.gradient_checkpointing=true", "trains=dln"]),
     ("dln-lab", {"training.validate_every": 10}, ["training.validate_every=10", "trains=dln"]),
+    ("lab", {"unet.channels": [96, 160, 250]}, ["unet.channels=[96, 160, 250]", "32"]),
+    ("lab", {"unet.heads": [2, 3, 4]}, ["unet.heads=[2, 3, 4]", "unet.channels=[96, 160, 256]"]),
+    ("paper", {"sampling.steps": 1}, ["sampling.sampler=pndm", "sampling.steps=1"]),
     ("lab", {"conditioning.identity": []}, ["conditioning.identity is empty"]),
     ("lab", {"conditioning.identity": ["dlib", "dlib"]}, ["conditioning.identity=['dlib', 'dlib']"]),
     *[("lab", {name: value}, [f"{name}={value}"]) for name, value in {
@@ -130,7 +133,10 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
         "data.test_fraction": 1.0, "data.shard": 0, "training.steps": 0, "training.batch": 0, "training.accumulation": 0,
         "training.processes": 0, "training.checkpoint_every": 0, "training.log_every": 0, "training.keep_checkpoints": 0,
         "training.seed": -1, "training.lr": 0.0, "training.ema": 1.0, "training.ahead": -1, "training.validate_every": -1,
-        "training.validation_items": 0, "objective.min_snr": -1.0, "objective.aux_max_t": 0,
+        "training.validation_items": 0, "objective.min_snr": -1.0, "objective.aux_max_t": 0, "training.warmup": -3,
+        "training.weight_decay": -1.0, "training.grad_clip": -1.0, "objective.lambda_id": -1.0, "training.decay_from": -5,
+        "dln.margin": -3.0, "evaluation.seed": -1, "data.min_face": -1, "data.face": "-3", "sampling.guidance": -3.0,
+        "schedule.steps": 1, "schedule.beta_start": 0.0, "schedule.beta_end": 1.5, "sampling.steps": 5000,
     }.items()],
 ]  # fmt: skip
 

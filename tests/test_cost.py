@@ -5,9 +5,11 @@ Run as a script under torchrun, this file is what the ranks of `test_bytes_are_t
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,12 @@ def test_carriers_are_those_that_the_objective_picks(fraction: float, most: int)
     else:
         assert max(counts) <= cost.carriers_at_most(p) == len(objective._carriers(torch.ones(8)))
         assert cost.carriers_expected(p) == pytest.approx(np.mean(counts), rel=0.03)
+
+
+def test_carriers_of_a_large_batch() -> None:
+    """E[min(n, N/2)] of N tosses of a coin is N/2 less half their mean deviation (de Moivre): N C(N, N/2) / 2^(N+2)."""
+    p = preset(training__batch=4096, objective__aux_fraction=0.5, objective__aux_max_t=500)
+    assert cost.carriers_expected(p) == pytest.approx(2048 - float(Fraction(4096 * math.comb(4096, 2048), 2**4098)), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["tiny", "lab"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffsfsr import config, presets
 from diffsfsr.config import Preset, Training
+from diffsfsr.errors import NotReady
 from diffsfsr.training import checkpoints
 from diffsfsr.training.data import Batch, Position
 from diffsfsr.training.loop import Ema, Stopped, learning_rate, train
@@ -315,6 +316,32 @@ def test_a_crash_inside_a_checkpoint_leaves_the_one_before(tmp_path: Path) -> No
     learn(run.path, preset())
     assert lines(run) == lines(whole) and same(weights(run), weights(whole))
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-00000016", "step-00000020"]  # keep_checkpoints, and no half
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    whole, _, _ = learn(tmp_path / "whole", preset())
+    with pytest.raises(Stopped):
+        learn(tmp_path / "run", preset(), stop_at=10)
+    run = RunDirectory(tmp_path / "run")
+    state = run.checkpoints / "step-00000010" / "state.pt"
+    state.write_bytes(bytes(state.stat().st_size))
+    learn(tmp_path / "run", preset())
+    assert lines(run) == lines(whole) and same(weights(run), weights(whole))
+
+
+@pytest.mark.parametrize("name", ["state.pt", "ema.safetensors", "meter.json"])
+def test_a_checkpoint_that_does_not_load_is_named(tmp_path: Path, name: str) -> None:
+    """One whose files are as they were written, or that is too old to tell."""
+    with pytest.raises(Stopped):
+        learn(tmp_path / "run", preset(), stop_at=4)
+    run = RunDirectory(tmp_path / "run")
+    folder = run.checkpoints / "step-00000004"
+    (folder / name).write_bytes(bytes(9))
+    sizes = {p.name: p.stat().st_size for p in folder.iterdir() if p.name != "contents.json"}
+    (folder / "contents.json").write_text(json.dumps(sizes))
+    with pytest.raises(NotReady, match=f"the checkpoint {folder} cannot be loaded; remove it") as caught:
+        learn(tmp_path / "run", preset())
+    assert "\n" not in str(caught.value)
 
 
 def test_killed_after_the_last_checkpoint_but_before_the_model(tmp_path: Path) -> None:

@@ -235,9 +235,10 @@ def test_a_saved_model_is_studied_once_and_a_broken_report_is_made_again(place: 
     with monkeypatch.context() as patched:
         patched.setattr(midpoints, "study", None)  # it would be called
         assert room.compare_midpoints(workspace, model, PRESET) == folder
-    (folder / "report.json").write_text('{"measures": ', encoding="utf-8")
-    assert room.compare_midpoints(workspace, model, PRESET) == folder
-    assert (folder / "report.json").read_bytes() == written
+    for name, broken in (("report.json", "{}"), ("report.json", '{"measures": '), ("report.md", None), ("midpoints.png", None)):
+        (folder / name).write_text(broken, encoding="utf-8") if broken else (folder / name).unlink()
+        assert room.compare_midpoints(workspace, model, PRESET) == folder
+        assert (folder / "report.json").read_bytes() == written and (folder / name).is_file()
     assert room.report_folder(workspace, model, config.override(PRESET, {"evaluation.items": 4})) != folder
 
 

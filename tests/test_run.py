@@ -11,7 +11,7 @@ import pytest
 import synthetic
 
 from diffsfsr.config import Training
-from diffsfsr.errors import InputError
+from diffsfsr.errors import InputError, NotReady
 from diffsfsr.training.data import Position
 from diffsfsr.training.run import Inputs, RunDirectory, spread
 
@@ -76,3 +76,37 @@ def test_a_run_of_before_is_read(tmp_path: Path) -> None:
     for read in (run.load, lambda: run.inputs):
         with pytest.raises(InputError, match="is not a run's configuration"):
             read()
+
+
+DAMAGED = [b"12", b"null", b'{"a": 1}', b'{"step": "x"}', b"[3]", b'{"step": 3, "lo', b"\xff\xfe{}", b"\x00" * 9, b""]
+
+
+def test_damaged_statistics_are_passed_over_line_by_line(tmp_path: Path) -> None:
+    run, good = RunDirectory(tmp_path), [b'{"step": 1, "loss": 2.0}', b'{"step": 2}', b'{"step": 3}']
+    (tmp_path / "stats.jsonl").write_bytes(b"\n".join([good[0], *DAMAGED, good[1], *DAMAGED, good[2]]))
+    assert run.stats() == [json.loads(line) for line in good]
+    run.forget_stats_after(2)
+    assert (tmp_path / "stats.jsonl").read_bytes().splitlines() == good[:2]
+
+
+def test_a_lost_last_line_leaves_its_metadata_out() -> None:
+    from assets.training import final
+
+    lines = [{"step": 1, "loss": 2.0, "psnr": 20.0}, {"step": 2, "psnr": 21.0}]
+    assert final(lines, psnr_db="psnr", loss="loss") == {"psnr_db": 21.0} and final([], loss="loss") == {}
+
+
+@pytest.mark.parametrize("left", [b'{"kind": "InputErr', b"", b"12", b"{}", b'{"kind": [], "message": ""}', b"\xff"])
+def test_a_failure_cut_short_is_none(tmp_path: Path, left: bytes) -> None:
+    run = RunDirectory(tmp_path)
+    (tmp_path / "failure.json").write_bytes(left)
+    run.raise_failure()
+    assert not (tmp_path / "failure.json").exists()
+
+
+def test_a_failure_is_raised_once(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.fail(NotReady("no faces"))
+    with pytest.raises(NotReady, match="no faces"):
+        run.raise_failure()
+    run.raise_failure()

@@ -181,3 +181,15 @@ def test_a_travel_is_checked_as_an_order_is(tom_hanks: Path, astronaut: Path) ->
         dataclasses.replace(good, selfies=()).check()
     with pytest.raises(InputError, match="did you mean ddim"):
         dataclasses.replace(good, sampler="dimm").check()
+
+
+def test_a_word_is_a_word_whatever_files_lie_about(tmp_path: Path, astronaut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "joy").write_text("not a picture")
+    order = Travel(selfies=(str(astronaut),), scene=str(astronaut), through=("joy", "anger")).check()
+    assert order.through == ("joy", "anger")
+
+
+def test_fewer_frames_than_stations_are_refused(astronaut: Path) -> None:
+    with pytest.raises(InputError, match="frames 2 cannot show 3 stations"):
+        Travel(selfies=(str(astronaut),), scene=str(astronaut), through=("joy", "anger", "fear"), frames=2).check()

@@ -38,6 +38,8 @@ class Travel(Order):
             raise InputError(f"a travel goes through two stations or more, not {len(self.through)}: give --through twice")
         if not 2 <= self.frames <= MAX_FRAMES:
             raise InputError(f"frames {self.frames} is not between 2 and {MAX_FRAMES}")
+        if self.frames < len(self.through):
+            raise InputError(f"frames {self.frames} cannot show {len(self.through)} stations: give as many or more")
         if self.task == "identity":
             raise InputError("task identity keeps the scene's expression, so that nothing would travel: use all or expression")
         return dataclasses.replace(super().check(), through=tuple(_station(name) for name in self.through))
@@ -60,11 +62,13 @@ def _station(name: str) -> str:
     """A station as it is named in an order that has been checked. Raises InputError for what is neither word nor photograph."""
     if name == OWN:
         return name
-    if Path(name).suffix or Path(name).name != name or Path(name).is_file():
+    if Path(name).suffix or Path(name).name != name:
         return str(file_of(name, "station"))
     try:
-        return emotions.lookup(name).word
+        return emotions.lookup(name).word  # a word, whatever files lie about
     except InputError as error:
+        if Path(name).is_file():
+            return str(file_of(name, "station"))
         raise InputError(f"--through: {error}; a photograph's path and {OWN!r} will do as well") from error
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from math import comb
 from typing import Any
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -196,9 +196,11 @@ def carriers_at_most(p: Preset) -> int:
 
 def carriers_expected(p: Preset) -> float:
     """The mean number of those items, t being uniform in 1..T: of a binomial number, at most so many and at least one."""
-    most, batch, chance = carriers_at_most(p), p.training.batch, min(1.0, p.objective.aux_max_t / p.schedule.steps)
-    ways = (comb(batch, n) * chance**n * (1 - chance) ** (batch - n) for n in range(batch + 1))
-    return sum(way * max(1, min(n, most)) for n, way in enumerate(ways)) if most else 0.0
+    from scipy.stats import binom
+
+    most, counts = carriers_at_most(p), np.arange(p.training.batch + 1)
+    ways = binom.pmf(counts, p.training.batch, min(1.0, p.objective.aux_max_t / p.schedule.steps))
+    return float(ways @ counts.clip(1, most)) if most else 0.0
 
 
 def fullest(calls: list[tuple[Work, int]]) -> int:

@@ -135,9 +135,12 @@ class DeepSpeedEngine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         scale = self.engine.optimizer.loss_scale if self._scaled else 1.0
+        # Without ZeRO the engine clips the gradient, already summed over all ranks, and tells nobody its norm.
+        alone = self._stage == 0 and self.engine.is_gradient_accumulation_boundary()
+        norm = nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None]) if alone else None
         self.engine.step()
         self._overflowed = scale > _LOSS_SCALE["min_scale"] and self.engine.optimizer.overflow
-        norm = self.engine.get_global_grad_norm()
+        norm = self.engine.get_global_grad_norm() if self._stage else norm
         return None if norm is None else float(norm)
 
     def overflowed(self) -> bool:
@@ -167,7 +170,7 @@ class DeepSpeedEngine:
     def _load(self, folder: Path, tag: str) -> None:
         path, _ = self.engine.load_checkpoint(str(folder), tag=tag)
         if path is None:
-            raise FileNotFoundError(f"{folder} holds no DeepSpeed state; remove it to go on from the one before")
+            raise FileNotFoundError(f"{folder} holds no DeepSpeed state")
 
     def barrier(self) -> None:
         self._dist.barrier()
@@ -263,8 +266,17 @@ def main(argv: list[str], report: Report = lambda line, picture=None: None) -> i
     return 0
 
 
+def start(argv: list[str]) -> int:
+    """Become the command that trains the run directory named in argv. Returns only where there is none: 2."""
+    try:
+        if len(argv) != 1:
+            raise InputError("one run directory is needed: python -m diffsfsr.training.launch RUN_DIR")
+        line = command(RunDirectory(Path(argv[0])))
+    except InputError as why:
+        print(why, file=sys.stderr)
+        return 2
+    os.execv(line[0], line)
+
+
 if __name__ == "__main__":
-    if "RANK" not in os.environ:
-        start = command(RunDirectory(Path(sys.argv[1])))
-        os.execv(start[0], start)
-    sys.exit(main(sys.argv[1:]))
+    sys.exit((main if "RANK" in os.environ else start)(sys.argv[1:]))

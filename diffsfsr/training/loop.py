@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from diffsfsr import tables
 from diffsfsr.config import Preset, Training
+from diffsfsr.errors import NotReady
 from diffsfsr.training import checkpoints
 from diffsfsr.training.data import Batch, Position
 from diffsfsr.training.feed import Feed
@@ -224,19 +225,29 @@ def _not_finite(what: str, step: int, rank: int, batch: Batch | None, run: RunDi
 
 
 def _resume(engine: Engine, ema: Ema | None, meter: _Meter, t: Training, run: RunDirectory) -> int:
-    step, folder = checkpoints.newest(run.checkpoints) or (0, None)
+    """The step to go on from: that of the newest sound checkpoint, which rank 0 looks for. Raises NotReady where it does not load."""
+    step, folder = engine.gather(checkpoints.newest(run.checkpoints) if engine.rank == 0 else None)[0] or (0, None)
     if folder:
-        engine.load(folder)
-        if ema:
-            ema.load(folder / "ema.safetensors")
+        try:
+            _load(engine, ema, meter, folder)
+        except Exception as error:  # whatever torch, DeepSpeed or safetensors make of a damaged file
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise NotReady(f"the checkpoint {folder} cannot be loaded; remove it to go on from the one before ({why})") from error
     if engine.rank == 0:
         run.forget_stats_after(step)
         if folder:
-            meter.seen = json.loads((folder / "meter.json").read_text(encoding="utf-8"))
             spread = f"{engine.world} process(es), {t.accumulation} x {t.batch} images each"
             print(f"resumed {run.path.name} at step {step}: {spread}", file=sys.stderr, flush=True)
     meter.since = step
     return step
+
+
+def _load(engine: Engine, ema: Ema | None, meter: _Meter, folder: Path) -> None:
+    engine.load(folder)
+    if ema:
+        ema.load(folder / "ema.safetensors")
+    if engine.rank == 0:
+        meter.add(json.loads((folder / "meter.json").read_text(encoding="utf-8")))
 
 
 def _save(engine: Engine, ema: Ema | None, meter: _Meter, run: RunDirectory, step: int, keep: int) -> None:

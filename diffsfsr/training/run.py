@@ -67,7 +67,12 @@ class RunDirectory:
             facts |= {"processes": t.processes, "images_per_step": t.batch * t.accumulation * world}
             tables.write_json(run.config_file, facts)
         facts = run._facts()
-        replace(preset, training=spread(t, facts["images_per_step"], world))  # refuses what cannot be, before anything is changed
+        shared = spread(t, facts["images_per_step"], world)
+        try:
+            replace(preset, training=shared)
+        except InputError as error:
+            why = f"training.processes={t.processes} leaves each a micro batch of {shared.batch} where the run has {t.batch}"
+            raise InputError(f"{why}: {error}; go on with another number") from error
         if facts["processes"] != t.processes:
             tables.write_json(run.config_file, facts | {"processes": t.processes})
         return run
@@ -132,23 +137,27 @@ class RunDirectory:
         (self.path / "failure.json").unlink(missing_ok=True)
 
     def raise_failure(self) -> None:
-        """Raise, and forget, what `fail` left."""
-        path = self.path / "failure.json"
-        if path.exists():
-            left = json.loads(path.read_text(encoding="utf-8"))
-            self.forget_failure()
-            raise {"InputError": InputError, "NotReady": NotReady}.get(left["kind"], RuntimeError)(left["message"])
+        """Raise, and forget, what `fail` left; a file that is none of its is forgotten too."""
+        try:
+            left = json.loads((self.path / "failure.json").read_text(encoding="utf-8"))
+            error = {"InputError": InputError, "NotReady": NotReady}.get(left["kind"], RuntimeError)(left["message"])
+        except (OSError, ValueError, LookupError, TypeError):
+            error = None
+        self.forget_failure()
+        if error:
+            raise error
 
     def stats(self) -> list[dict[str, Any]]:
-        """The lines of stats.jsonl, oldest first; a line cut short by a kill is passed over."""
+        """The lines of stats.jsonl, oldest first; one cut short by a kill, or otherwise damaged, is passed over."""
         path = self.path / "stats.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         found = []
-        for line in lines:
+        for line in path.read_bytes().splitlines() if path.exists() else []:
             try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
+                value = json.loads(line)
+            except ValueError:
                 continue
+            if isinstance(value, dict) and isinstance(value.get("step"), int):
+                found.append(value)
         return found
 
     def forget_stats_after(self, step: int) -> None:
