@@ -181,17 +181,17 @@ def test_killed_and_stopped_runs_end_as_the_uninterrupted_one(tmp_path: Path, in
     assert f"stopped at step {stopped[0]} of {STEPS}" in process.text and "Traceback (most recent call last)\n  File" not in process.text
 
     sums = stopped[1] / "contents.json"
-    kept = sums.read_text()
+    contents = sums.read_text()
     (state, *_) = sorted((stopped[1] / "engine").glob("*optim_states.pt"))
     written = state.read_bytes()
     state.write_bytes(bytes(len(written)))
-    sums.write_text(json.dumps({name: size for name, (size, _) in json.loads(kept).items()}))  # as older ones were: not passed over
+    sums.write_text(json.dumps({name: size for name, (size, _) in json.loads(contents).items()}))  # as older ones were: not passed over
     process = start(run)
     assert process.ended() == 1, process.text
     with pytest.raises(NotReady, match=f"the checkpoint {stopped[1]} cannot be loaded; remove it"):
         run.raise_failure()
     state.write_bytes(written)
-    sums.write_text(kept)
+    sums.write_text(contents)
 
     process = start(run)
     assert process.ended() == 0, process.text

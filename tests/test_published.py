@@ -148,11 +148,11 @@ def test_training_starts_from_the_same_network(published: Path) -> None:
 
 
 def test_it_saves_and_reloads_without_the_source(published: Path, tmp_path: Path) -> None:
-    pipe = DiffSFSRPipeline.from_stable_diffusion(published, SMALL, DIMS, torch_dtype=torch.bfloat16)
+    pipe = DiffSFSRPipeline.from_stable_diffusion(published, SMALL, DIMS, dtype=torch.bfloat16)
     assert {pipe.unet.dtype, pipe.vae.dtype, pipe.tokens.dtype} == {torch.bfloat16}
     pipe.save_pretrained(tmp_path / "ours")
     assert str(published) not in "".join(p.read_text() for p in (tmp_path / "ours").rglob("*.json"))
-    again = DiffSFSRPipeline.from_pretrained(tmp_path / "ours", torch_dtype=torch.bfloat16)
+    again = DiffSFSRPipeline.from_pretrained(tmp_path / "ours", dtype=torch.bfloat16)
     assert torch.equal(again.unet.conv_in.weight, pipe.unet.conv_in.weight) and again.background == "image"
 
 
@@ -276,7 +276,7 @@ def test_stable_diffusion_in_full_size(tmp_path: Path) -> None:
     assert (parameters(base), parameters(vae)) == (859_520_964, 83_653_863)
     folder = save_as_published(tmp_path / "sd-1.4", base, vae)
     dims = {"w600k_r50": 512, "dlib": 128, "facenet": 512}
-    pipe = DiffSFSRPipeline.from_stable_diffusion(folder, PAPER, dims, torch_dtype=torch.bfloat16)
+    pipe = DiffSFSRPipeline.from_stable_diffusion(folder, PAPER, dims, dtype=torch.bfloat16)
     shutil.rmtree(folder)
     assert (parameters(pipe.unet), parameters(pipe.tokens), parameters(pipe.vae)) == (859_532_484, 3_265_536, 83_653_863)
     step_0(base, pipe.unet)

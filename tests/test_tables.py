@@ -132,3 +132,17 @@ def test_training_table_keeps_every_value(tmp_path: Path) -> None:
     assert tables.from_rows([{"face_id": "a"}], schema).to_pylist()[0]["latent"] is None
     with pytest.raises(pa.ArrowInvalid):
         tables.from_rows([{"latent": np.zeros(31, np.float16)}], schema)
+
+
+def test_a_report_is_whole_or_made_again(tmp_path: Path) -> None:
+    def whole() -> bool:
+        return tables.is_report(tmp_path, ("facts", "measures"), ("report.md",))
+
+    assert not whole()
+    tables.write_json(tmp_path / "report.json", {"facts": {}, "measures": {}, "title": ""})
+    assert not whole()
+    (tmp_path / "report.md").touch()
+    assert whole()
+    for broken in (b"{}", b"[]", b"12", b'{"facts": {}}', b'{"facts": {}, "measures": ', b"\xff"):
+        (tmp_path / "report.json").write_bytes(broken)
+        assert not whole()

@@ -61,7 +61,7 @@ class LatentAutoencoder(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_diffusers(
-        cls, folder: Path | Part, row: config.Autoencoder | None = None, torch_dtype: torch.dtype = torch.float32
+        cls, folder: Path | Part, row: config.Autoencoder | None = None, dtype: torch.dtype = torch.float32
     ) -> LatentAutoencoder:
         """Wraps an AutoencoderKL or AutoencoderTiny saved by diffusers: a folder, or a Part of one or of a name on the hub.
 
@@ -69,11 +69,11 @@ class LatentAutoencoder(ModelMixin, ConfigMixin):
         """
         part = Part.of(folder)
         kind = check_autoencoder(part, row)
-        net = part.load(_KINDS[kind], torch_dtype)
+        net = part.load(_KINDS[kind], dtype)
         own = {k: net.config[k] for k in inspect.signature(type(net).__init__).parameters if k in net.config}
         wrapped = cls(kind=kind, channels=net.config.latent_channels, width=net.config.block_out_channels[0], inner=own)
         wrapped.net = net
-        return wrapped.type(torch_dtype)
+        return wrapped.type(dtype)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B,3,S,S) RGB in [-1, 1], S a multiple of 8 -> scaled latents (B,C,S/8,S/8); of a KL posterior, its mode."""

@@ -95,7 +95,7 @@ class DiffSFSRPipeline(DiffusionPipeline):
 
     @classmethod
     def from_stable_diffusion(
-        cls, source: str | Path, preset: config.Preset, identity_dims: dict[str, int], torch_dtype: torch.dtype = torch.float32
+        cls, source: str | Path, preset: config.Preset, identity_dims: dict[str, int], dtype: torch.dtype = torch.float32
     ) -> DiffSFSRPipeline:
         """Section 3.1: Stable Diffusion 1.4 as the pipeline that training starts from.
 
@@ -114,8 +114,8 @@ class DiffSFSRPipeline(DiffusionPipeline):
         check_unet(preset, unet)
         check_autoencoder(vae, preset.autoencoder)
         levels = scheduler_config(scheduler, preset.schedule)
-        model = DiffSFSR.from_preset(preset, identity_dims, unet_folder=unet, torch_dtype=torch_dtype).eval()
-        autoencoder = LatentAutoencoder.from_diffusers(vae, preset.autoencoder, torch_dtype).eval()
+        model = DiffSFSR.from_preset(preset, identity_dims, unet_folder=unet, dtype=dtype).eval()
+        autoencoder = LatentAutoencoder.from_diffusers(vae, preset.autoencoder, dtype).eval()
         sampler = type(make_scheduler(preset.schedule, preset.sampling.sampler))
         return cls.from_model(model, autoencoder, preset, sampler.from_config(levels))
 

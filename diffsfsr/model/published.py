@@ -46,16 +46,16 @@ class Part:
             raise InputError(f"{self} holds a {name}; expected {' or '.join(kind.__name__ for kind in classes)}")
         return found
 
-    def load(self, cls: Any, torch_dtype: torch.dtype = torch.float32, new: str = "", **changes: Any) -> Any:
+    def load(self, cls: Any, dtype: torch.dtype = torch.float32, new: str = "", **changes: Any) -> Any:
         """The network by diffusers' own from_pretrained, from safetensors only.
 
         Args:
-            cls: its diffusers class. torch_dtype: what the weights become, whatever they were saved in.
+            cls: its diffusers class. dtype: what the weights become, whatever they were saved in.
             new: how the parameters are named that the file does not have, and `changes` of the config make; none if empty.
 
         Raises: InputError for weights that are missing, damaged or not all there.
         """
-        options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch_dtype, "output_loading_info": True}
+        options: dict[str, Any] = {"use_safetensors": True, "dtype": dtype, "output_loading_info": True}
         try:
             # What is new gets its initial values only where the module is really built
             network, info = cls.from_pretrained(str(self.source), subfolder=self.subfolder, low_cpu_mem_usage=not new, **options, **changes)

@@ -31,7 +31,7 @@ _ASKED_BY = {  # a UNet's config -> the setting of a preset that decides it
 }
 
 
-def build_unet(preset: config.Preset, source: Path | Part | None = None, torch_dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+def build_unet(preset: config.Preset, source: Path | Part | None = None, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
     """The preset's UNet, its conv_in widened by the condition's channels, see `condition_channels`.
 
     New weights, or published ones. With the default settings it is Stable Diffusion 1.4's, 859,520,964 parameters before
@@ -39,12 +39,12 @@ def build_unet(preset: config.Preset, source: Path | Part | None = None, torch_d
     """
     settings = unet_settings(preset)
     if source is None:
-        unet = UNet2DConditionModel(**settings).type(torch_dtype)
+        unet = UNet2DConditionModel(**settings).type(dtype)
     else:
         part = Part.of(source)
         check_unet(preset, part)
         pooled = {k: v for k, v in settings.items() if k in _POOLED}
-        unet = part.load(UNet2DConditionModel, torch_dtype, new="class_embedding." if pooled else "", **pooled)
+        unet = part.load(UNet2DConditionModel, dtype, new="class_embedding." if pooled else "", **pooled)
     if preset.conditioning.pooled:
         unet.class_embedding.linear_1.reset_parameters()  # a base network has none, and loading leaves it unset
         nn.init.zeros_(unet.class_embedding.linear_2.weight)
@@ -109,7 +109,7 @@ class DiffSFSR(nn.Module):
         identity_dims: dict[str, int],
         expression_dim: int | None = None,
         unet_folder: Path | Part | None = None,
-        torch_dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32,
     ) -> DiffSFSR:
         """A new model for that preset, its UNet with new weights or those of `unet_folder` (a folder saved by diffusers, or a Part).
 
@@ -117,8 +117,8 @@ class DiffSFSR(nn.Module):
         """
         if tuple(identity_dims) != preset.conditioning.identity:
             raise InputError(f"preset {preset.name} conditions on {list(preset.conditioning.identity)}, not on {list(identity_dims)}")
-        tokens = ConditionTokens(dict(identity_dims), expression_dim or preset.dln.dim, preset.conditioning.token_width).type(torch_dtype)
-        unet = build_unet(preset, unet_folder, torch_dtype)
+        tokens = ConditionTokens(dict(identity_dims), expression_dim or preset.dln.dim, preset.conditioning.token_width).type(dtype)
+        unet = build_unet(preset, unet_folder, dtype)
         return cls(unet, tokens, NoiseSchedule.from_config(preset.schedule), preset.schedule.prediction)
 
     def forward(

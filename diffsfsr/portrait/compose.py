@@ -82,7 +82,7 @@ class Studio:
         self.preset: Preset = config.from_dict(json.loads((folder / "preset.json").read_text(encoding="utf-8")))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         logging.disable_progress_bar()  # of loading four small components
-        self.pipeline = DiffSFSRPipeline.from_pretrained(folder, torch_dtype=inference_dtype(self.device)).to(self.device)
+        self.pipeline = DiffSFSRPipeline.from_pretrained(folder, dtype=inference_dtype(self.device)).to(self.device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.dln = Dln.load(folder / "dln").to(self.device)
         self.parser = parser(self.preset.mask)
