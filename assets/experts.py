@@ -61,13 +61,7 @@ def autoencoder(
     preset = settings.resolve("autoencoder")
     if preset.autoencoder.source:
         return _imported(workspace.open, preset, "autoencoder", preset.autoencoder.source)
-    run, lines = run_training(context, trainer, workspace.open, registry.open, preset, crops_of(workspace.open, preset))
-    version = tables.fingerprint(run.path.name)
-    workspace.open.set_network("autoencoder", preset, run.model, version)
-    return dg.MaterializeResult(
-        metadata={"run": run.path.name, "steps": preset.training.steps, **final(lines, psnr_db="psnr"), "curve": curve(lines, ("mae",))},
-        data_version=dg.DataVersion(version),
-    )
+    return _trained(context, trainer, workspace.open, registry.open, preset, crops_of(workspace.open, preset))
 
 
 @dg.asset(deps=[aligned_faces, expression_teacher], kinds={"torch", "deepspeed"}, group_name="experts", pool="gpu")
@@ -107,9 +101,14 @@ def loss_decoder(
         return dg.MaterializeResult(metadata={"why": f"objective.loss_decoder={asked!r} asks for none that is trained here"})
     preset = settings.resolve("decoder")
     inputs = replace(crops_of(workspace.open, preset), autoencoder=str(workspace.open.need_network("autoencoder", preset)[0]))
-    run, lines = run_training(context, trainer, workspace.open, registry.open, preset, inputs)
+    return _trained(context, trainer, workspace.open, registry.open, preset, inputs)
+
+
+def _trained(context: Any, trainer: Any, workspace: Workspace, registry: Any, preset: Preset, inputs: Inputs) -> dg.MaterializeResult:
+    """Train what is judged by its pictures, the autoencoder or the loss decoder, and make it the preset's current one."""
+    run, lines = run_training(context, trainer, workspace, registry, preset, inputs)
     version = tables.fingerprint(run.path.name)
-    workspace.open.set_network("decoder", preset, run.model, version)
+    workspace.set_network(preset.trains, preset, run.model, version)
     return dg.MaterializeResult(
         metadata={"run": run.path.name, "steps": preset.training.steps, **final(lines, psnr_db="psnr"), "curve": curve(lines, ("mae",))},
         data_version=dg.DataVersion(version),
