@@ -402,8 +402,8 @@ def test_it_overfits_four_triplets(tmp_path: Path, inputs: Inputs, astronaut: Pa
     shard = synthetic.training_shard(tmp_path / "four.parquet", row, rows)
     torch.manual_seed(0)
     objective = DiffusionObjective(row, Inputs((str(shard),), "four", inputs.autoencoder, inputs.dln))
-    history = [line["loss"] for line in learn(objective, 330, 4e-3)]
-    assert np.mean(history[-20:]) < np.mean(history[:5]) / 8
+    history = [line["loss"] for line in learn(objective, 400, 4e-3)]
+    assert np.mean(history[-20:]) < np.mean(history[:5]) / 10
 
 
 def test_a_finished_model_is_a_pipeline_with_its_dln(build: Callable[..., DiffusionObjective], tmp_path: Path) -> None:

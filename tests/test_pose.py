@@ -200,7 +200,7 @@ def test_fsanet_is_onnxruntimes_on_the_same_chips(people: Faces, fsanet: FsaNet,
 def test_fsanet_mirror(people: Faces, fsanet: FsaNet) -> None:
     here, there = fsanet(*people), fsanet(*mirrored(people))
     difference = (here * torch.tensor([-1.0, 1.0, -1.0]) - there).abs()
-    assert difference.max() < 8 and difference.mean(0).max() < 3
+    assert difference.max() < 7 and difference.mean(0).max() < 3
     assert here[:, 0].abs().max() > 15  # some of them do look aside
 
 
@@ -209,7 +209,7 @@ def test_fsanet_mirror(people: Faces, fsanet: FsaNet) -> None:
 def test_turning_the_picture_adds_to_the_roll_alone(people: Faces, fsanet: FsaNet, degrees: float) -> None:
     few = (people[0][:4], people[1][:4])
     moved = turned(few, degrees, scale=0.9)
-    for estimate, allowed in ((fsanet, 3.0), (pose_estimator("pnp"), 0.1)):
+    for estimate, allowed in ((fsanet, 2.5), (pose_estimator("pnp"), 0.1)):
         here, there = estimate(*few), estimate(*moved)
         assert degrees_apart(here + torch.tensor([0.0, 0.0, degrees]), there).max() < allowed
 

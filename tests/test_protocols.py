@@ -127,7 +127,8 @@ def test_copied_identities_score_100_and_another_role_does_not(faces):
     assert (copied.column("pose_error") > 1).all()  # heads of six people in a group do not all point one way
     scene = _evaluate(faces, items, _copy(faces, "scene"))
     assert scene.column("id_top1").mean() == 0
-    assert (scene.column("pose_error") < 10).all()  # found again in the crop: of a turned face at 64 pixels, a few degrees off
+    found_again = scene.column("pose_error")  # in the crop of 64 pixels, where the one turned face is 8 degrees off
+    assert np.sort(found_again)[-3] < 2 and found_again.max() < 10
     assert scene.column("pose_error").mean() < copied.column("pose_error").mean() / 2
     expression = _evaluate(faces, items, _copy(faces, "expression"))
     assert expression.column("expression_distance").mean() < 0.5 * scene.column("expression_distance").mean()
