@@ -39,7 +39,7 @@ class Data:
 class Autoencoder:
     """Pixels <-> latents, eight pixels to a latent position."""
 
-    kind: Literal["kl", "tiny"] = "tiny"  # diffusers' AutoencoderKL or AutoencoderTiny
+    kind: Literal["kl", "tiny", "lean"] = "lean"  # diffusers' AutoencoderKL or AutoencoderTiny, or one for a CPU
     channels: int = 8  # C
     width: int = 64
     source: str = ""  # a name in the weights zoo; empty: trained here
@@ -97,9 +97,11 @@ class Objective:
     midpoint_noise: bool = True
     aux_fraction: float = 1.0  # share of the batch that carries L_id and L_exp
     aux_max_t: int = 1000  # largest timestep that carries them
+    aux_from: float = 0.0  # share of the steps before they begin, and with them the cross triplets, whose faces they alone teach
     loss_decoder: str = ""  # what they look through: empty: the autoencoder; small: one trained here; or a decoder of the zoo
     min_snr: float = 0.0  # gamma, at which a timestep's weight is clipped (Hang et al. 2023); 0: off
     p_self: float = 0.5  # chance of a self triplet
+    other_photo: float = 0.0  # chance that a self triplet takes who it shows from another photograph of that person
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class Evaluation:
     items: int = 1000
     batch: int = 16
     judge: str = "glintr100"  # "any": the first identity judge found, named in the report
+    pose: Literal["any", "pnp", "fsanet", "hopenet"] = "hopenet"  # "any": FSA-Net where it is here, else the landmarks' (PnP)
     seed: int = 0
 
 

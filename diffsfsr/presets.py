@@ -27,17 +27,16 @@ _TWO_CORES = Training(batch=8, processes=2, zero_stage=1, checkpoint_every=250, 
 _SMALL = Preset(
     name="starter",
     crop=128,
-    autoencoder=Autoencoder(width=48),
     conditioning=Conditioning(token_width=256, drop_all=0.1, mask_channel=True, pooled=True),
     unet=Unet(channels=(96, 160, 256), layers=1, heads=(2, 2, 4)),
     schedule=Schedule(prediction="v_prediction", zero_terminal_snr=True),
-    objective=Objective(aux_fraction=0.25, aux_max_t=600),
-    training=replace(_TWO_CORES, steps=20_000, lr=2e-4, warmup=200, decay_from=15_000, ema=0.999, checkpoint_every=500),
+    objective=Objective(aux_fraction=0.25, aux_max_t=600, aux_from=0.75, other_photo=0.5),
+    training=replace(_TWO_CORES, steps=20_000, lr=2e-4, warmup=200, decay_from=15_000, ema=0.999, checkpoint_every=400),
     sampling=Sampling(sampler="ddim", steps=25, guidance=2.0),
-    evaluation=Evaluation(items=200, judge="any"),
+    evaluation=Evaluation(items=200, judge="any", pose="any"),
 )
-# An hour or two of two cores, so that ablations can be compared.
-_LAB = replace(_SMALL.training, steps=6000, decay_from=4500, validate_every=500)
+# Half an hour of two cores, so that ablations can be compared.
+_LAB = replace(_SMALL.training, steps=3200, decay_from=2500, validate_every=400)
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset(
@@ -64,18 +63,18 @@ PRESETS: dict[str, Preset] = {
         conditioning=replace(_SMALL.conditioning, identity=("dlib", "mobileface_v2")),
         dln=Dln(triplets=("labels", "blendshapes")),
         training=_LAB,
-        evaluation=replace(_SMALL.evaluation, judge="reid0095"),  # "any" may find one whose terms are not free
+        evaluation=replace(_SMALL.evaluation, judge="reid0095", pose="pnp"),  # "any" may find one whose terms are not free
     ),
     "starter": _SMALL,
     "demo": replace(
         _SMALL,
         name="demo",
         data=Data(max_outside=0.5),
-        autoencoder=Autoencoder(width=32),
+        autoencoder=Autoencoder(width=48),
         unet=Unet(channels=(32, 64, 128), layers=1, heads=(1, 1, 2)),
         objective=Objective(aux_fraction=0.25, aux_max_t=600, p_self=0.8),
         training=replace(_TWO_CORES, steps=220, batch=4, lr=4e-4, warmup=10, decay_from=110, ema=0.98, checkpoint_every=50, log_every=10),
-        evaluation=Evaluation(items=6, judge="any"),
+        evaluation=Evaluation(items=6, judge="any", pose="any"),
     ),
     "tiny": replace(
         _SMALL,
@@ -85,17 +84,18 @@ PRESETS: dict[str, Preset] = {
         autoencoder=Autoencoder(channels=4, width=16),
         conditioning=Conditioning(token_width=32, drop_all=0.1, mask_channel=True, pooled=True),
         unet=Unet(channels=(32, 64), layers=1, heads=(1, 1)),
+        objective=replace(_SMALL.objective, aux_from=0.0),
         training=Training(
             steps=20, batch=4, lr=1e-3, decay_from=15, ema=0.99, precision="fp32", zero_stage=1, checkpoint_every=10, log_every=5
         ),
         sampling=Sampling(sampler="ddim", steps=4, guidance=2.0),
-        evaluation=Evaluation(items=8, batch=8, judge="any"),
+        evaluation=Evaluation(items=8, batch=8, judge="any", pose="any"),
     ),
 }
 
 # The networks that a preset trains before its diffusion model, under the same launcher: `ae-lab`, `dln-lab`, `decoder-lab`, ...
 _LONG_RUNS = (
-    replace(_TWO_CORES, steps=1500, lr=1e-3, warmup=50, decay_from=750),
+    replace(_TWO_CORES, steps=2000, lr=1e-3, warmup=50, decay_from=1000),
     replace(_TWO_CORES, steps=600, batch=48, lr=1e-4, warmup=20, decay_from=300, log_every=50),  # a batch is of triplets
     replace(_TWO_CORES, steps=1500, lr=2e-3, warmup=50, decay_from=750),
 )

@@ -106,13 +106,15 @@ def refuse_bad_combinations(p: Preset) -> None:
             f"data.face={p.data.face} is not only, largest or an index from the left",
         ),
         *[(_at(p, name) < 0, f"{name}={_at(p, name)} is negative") for name in _NOT_NEGATIVE],
-        (not 0 <= p.objective.p_self <= 1, f"objective.p_self={p.objective.p_self} is not between 0 and 1"),
+        *[
+            (not 0 <= _at(p, name) <= 1, f"{name}={_at(p, name)} is not between 0 and 1")
+            for name in ("objective.p_self", "objective.other_photo", "objective.aux_fraction", "objective.aux_from")
+        ],
         (
             p.trains == "diffusion" and _no_carrier(p),
             f"objective.aux_fraction={p.objective.aux_fraction} of training.batch={p.training.batch} is not one item, so that "
             "objective.lambda_id and lambda_exp would do nothing",
         ),
-        (not 0 <= p.objective.aux_fraction <= 1, f"objective.aux_fraction={p.objective.aux_fraction} is not between 0 and 1"),
         (not 0 <= p.conditioning.slot_dropout < 1, f"conditioning.slot_dropout={p.conditioning.slot_dropout} is not in [0, 1)"),
         (not 0 <= p.conditioning.drop_all < 1, f"conditioning.drop_all={p.conditioning.drop_all} is not in [0, 1)"),
         (

@@ -12,6 +12,7 @@ from torch import Tensor
 from diffsfsr import presets
 from diffsfsr.errors import InputError
 from diffsfsr.model.autoencoder import LatentAutoencoder, condition_image, condition_latents
+from diffsfsr.model.lean import LeanAutoencoder
 
 
 def pictures(count: int = 4, side: int = 32, seed: int = 0) -> Tensor:
@@ -20,7 +21,7 @@ def pictures(count: int = 4, side: int = 32, seed: int = 0) -> Tensor:
     return torch.nn.functional.interpolate(coarse, size=side, mode="bilinear")
 
 
-@pytest.mark.parametrize("kind", ["tiny", "kl"])
+@pytest.mark.parametrize("kind", ["tiny", "kl", "lean"])
 def test_shapes_and_the_wrapped_network_scaled(kind: str) -> None:
     torch.manual_seed(0)
     vae = LatentAutoencoder(kind, channels=5, width=16).eval()
@@ -58,7 +59,7 @@ def test_calibrate_gives_mean_0_and_deviation_1_per_channel() -> None:
         vae.calibrate([])
 
 
-@pytest.mark.parametrize("kind", ["tiny", "kl"])
+@pytest.mark.parametrize("kind", ["tiny", "kl", "lean"])
 def test_save_and_load_keep_weights_scale_and_config(kind: str, tmp_path: Path) -> None:
     vae = LatentAutoencoder(kind, channels=4, width=8).eval()
     vae.calibrate([pictures()])
@@ -88,6 +89,10 @@ def test_loads_a_folder_saved_by_diffusers_and_saves_it_as_ours(tmp_path: Path) 
     vae = LatentAutoencoder.from_diffusers(tmp_path / "taesd")
     with torch.no_grad():
         torch.testing.assert_close(vae.encode(pictures()), small.encode(pictures()).latents)
+    lean = LeanAutoencoder(latent_channels=6, width=8).eval()
+    lean.save_pretrained(tmp_path / "lean")
+    with torch.no_grad():
+        assert torch.equal(LatentAutoencoder.from_diffusers(tmp_path / "lean").encode(pictures()), lean.encode(pictures()).latents)
     for wrong in (tmp_path, tmp_path / "ours"):
         with pytest.raises(InputError):
             LatentAutoencoder.from_diffusers(wrong)
@@ -100,9 +105,12 @@ def test_paper_row_is_stable_diffusions_size() -> None:
     assert vae.net.config.scaling_factor == 0.18215
 
 
-def test_small_network_has_no_norm_layers() -> None:
-    vae = LatentAutoencoder.from_config_row(presets.preset("lab").autoencoder)
-    assert not [m for m in vae.modules() if "Norm" in type(m).__name__]
+def test_the_lean_network_does_nothing_at_the_pictures_own_side() -> None:
+    vae, sides = LatentAutoencoder.from_config_row(presets.preset("lab").autoencoder), set[int]()
+    for conv in (m for m in vae.modules() if isinstance(m, torch.nn.Conv2d)):
+        conv.register_forward_hook(lambda module, inputs, output: sides.add(output.shape[-1]))
+    assert vae(torch.zeros(1, 3, 128, 128)).shape == (1, 3, 128, 128)
+    assert sides == {64, 32, 16} and not [m for m in vae.modules() if "Norm" in type(m).__name__]
     assert vae.encode(torch.zeros(1, 3, 128, 128)).shape == (1, 8, 16, 16)
 
 

@@ -32,7 +32,8 @@ def test_every_setting_survives_a_change() -> None:
         "training.precision": "fp32", "training.zero_stage": 3, "sampling.sampler": "unipc",
         "schedule.prediction": "epsilon", "schedule.zero_terminal_snr": True, "conditioning.drop_all": 0.25, "sampling.guidance": 1.0,
         "objective.p_self": 0.25, "training.ema": 0.5, "dln.backbone": "facenet", "dln.triplets": ["blendshapes"],
-        "conditioning.background": "segmentation", "training.offload": "optimizer",
+        "conditioning.background": "segmentation", "training.offload": "optimizer", "evaluation.pose": "pnp",
+        "objective.aux_from": 0.5, "objective.other_photo": 0.25,
     }  # fmt: skip
     start = dataclasses.replace(PRESETS["paper"], schedule=dataclasses.replace(PRESETS["paper"].schedule, prediction="v_prediction"))
     flat = _flat(config.to_dict(start))

@@ -136,6 +136,21 @@ def test_p_self_is_the_share_of_self_triplets(tmp_path: Path) -> None:
     assert abs(float(cross.mean()) - 0.25) < 5 * (0.25 * 0.75 / len(cross)) ** 0.5
 
 
+def test_another_photograph_says_who(tmp_path: Path) -> None:
+    made = [row | {"id_dlib": row["id_dlib"] + np.float32(i)} for i, row in enumerate(rows(count=13, people=4))]
+    made[-1]["person"] = "alone"
+    data = triplets(tmp_path, made)
+    batches = [data.draw(Position(step, 0, 0, 1, 1, 0), 8, 1.0, 0.5) for step in range(60)]
+    drawn = {name: torch.cat([b[name] for b in batches]) for name in ("latent", "expression", "cross", "id_dlib")}
+    scene, who, expression = sources(drawn, made)
+    own, people = [row["id_dlib"].tobytes() for row in made], [row["person"] for row in made]
+    moved = [item.numpy().tobytes() != own[s] for item, s in zip(drawn["id_dlib"], scene, strict=True)]
+    assert not drawn["cross"].any() and expression == scene
+    assert all(w == {people[s]} for s, w in zip(scene, who, strict=True))
+    assert not any(m for m, s in zip(moved, scene, strict=True) if people[s] == "alone")
+    assert 0.25 < np.mean(moved) < 0.42  # half of them, and of these one in three or four meets the scene again
+
+
 def test_one_person_alone_has_self_triplets_only(tmp_path: Path) -> None:
     made = rows(5, people=1)
     batch = drawn(triplets(tmp_path, made), p_self=0.0)

@@ -73,6 +73,15 @@ class Watch:
         return torch.zeros_like(z_t) if self.network is None else self.network(z_t, t, **conditions)
 
 
+def test_before_aux_from_l_dm_stands_alone(build: Callable[..., DiffusionObjective]) -> None:
+    objective = build(objective__aux_from=0.5, objective__p_self=0.0, training__steps=20)
+    early, late = objective.draw(at(9)), objective.draw(at(10))
+    assert not early["cross"].any() and late["cross"].all()
+    network = Watch()
+    assert set(objective.losses(network, early, generator())) == {"loss", "loss_dm"} and len(network.calls) == 1
+    assert set(objective.losses(network, late, generator())) == {"loss", "loss_dm", "loss_id", "loss_exp"} and len(network.calls) == 3
+
+
 # --- L_DM -------------------------------------------------------------------------------------------------------------
 
 
@@ -446,7 +455,7 @@ def test_the_autoencoder_learns(six_people: Path, tmp_path: Path) -> None:
     row = config.override(presets.preset("ae-tiny"), {"crop": 32, "training.batch": 6, "autoencoder.channels": 8})
     shard = synthetic.face_shard(tmp_path / "small.parquet", synthetic.faces(six_people, 32), ["joy"] * 6)
     objective = AutoencoderObjective(row, Inputs((str(shard),), "small"))
-    history = learn(objective, 200, 2e-3)
+    history = learn(objective, 250, 2e-3)
     assert np.mean([line["psnr"] for line in history[-5:]]) > history[0]["psnr"] + 6
     with torch.no_grad():
         images = objective.crops.batch(np.arange(6))["images"]

@@ -57,6 +57,25 @@ def test_another_number_of_processes_finds_the_same_run(tmp_path: Path) -> None:
     assert run.load()[0].training.processes == 8 and spare.load()[0].training.processes == 1  # what was refused changed nothing
 
 
+@pytest.mark.parametrize(
+    ("network", "own", "foreign"),
+    [
+        ("autoencoder", "autoencoder.width", ("unet.layers", "dln.margin", "evaluation.items")),
+        ("dln", "dln.margin", ("autoencoder.width", "conditioning.token_width", "sampling.steps")),
+        ("decoder", "autoencoder.width", ("unet.layers", "dln.margin", "objective.p_self")),
+        ("diffusion", "sampling.steps", ("evaluation.items",)),
+    ],
+)
+def test_a_setting_that_does_not_concern_a_network_does_not_train_it_again(
+    tmp_path: Path, network: Any, own: str, foreign: tuple[str, ...]
+) -> None:
+    def named(*settings: str) -> RunDirectory:
+        row = synthetic.small(dict.fromkeys(settings, 1))
+        return RunDirectory.open(tmp_path, replace(row, trains=network), INPUTS)
+
+    assert named() == named(*foreign) != named(own)
+
+
 def test_machines_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = opened(tmp_path)
     monkeypatch.setenv("DIFFSFSR_NODES", "2")

@@ -16,18 +16,20 @@ from torch import Tensor
 from diffsfsr import config
 from diffsfsr.errors import InputError
 from diffsfsr.face.masks import latent_mask
+from diffsfsr.model.lean import LeanAutoencoder
 from diffsfsr.model.published import Part, refuse_misfit
 
 FACTOR = 8  # pixels to a latent position
 MASK_FILL = 0.0  # mid grey, what stands in place of the face in every condition image
-_KINDS = {"kl": AutoencoderKL, "tiny": AutoencoderTiny}
+_KINDS = {"kl": AutoencoderKL, "tiny": AutoencoderTiny, "lean": LeanAutoencoder}
 _SD_WIDTH = 128
 
 
 class LatentAutoencoder(ModelMixin, ConfigMixin):
     """Images (B,3,S,S) in [-1, 1] <-> latents (B,C,S/8,S/8) with mean 0 and standard deviation 1 per channel.
 
-    Wraps diffusers' AutoencoderKL (kind "kl"; width 128 is Stable Diffusion's) or AutoencoderTiny ("tiny": no norm layers).
+    Wraps diffusers' AutoencoderKL (kind "kl"; width 128 is Stable Diffusion's) or AutoencoderTiny ("tiny"), or a LeanAutoencoder
+    ("lean").
     scaled = (raw - latent_shift) * latent_scale; both are buffers, so they are saved with the weights.
 
     Args:
@@ -38,7 +40,7 @@ class LatentAutoencoder(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        kind: Literal["kl", "tiny"] = "tiny",
+        kind: Literal["kl", "tiny", "lean"] = "lean",
         channels: int = 8,
         width: int = 64,
         inner: dict[str, Any] | None = None,
@@ -63,7 +65,7 @@ class LatentAutoencoder(ModelMixin, ConfigMixin):
     def from_diffusers(
         cls, folder: Path | Part, row: config.Autoencoder | None = None, dtype: torch.dtype = torch.float32
     ) -> LatentAutoencoder:
-        """Wraps an AutoencoderKL or AutoencoderTiny saved by diffusers: a folder, or a Part of one or of a name on the hub.
+        """Wraps an autoencoder of one of these classes as diffusers saves it: a folder, or a Part of one or of a name on the hub.
 
         Raises InputError when there is neither, or it is not one that `row` describes, before any weight is read.
         """
@@ -71,7 +73,7 @@ class LatentAutoencoder(ModelMixin, ConfigMixin):
         kind = check_autoencoder(part, row)
         net = part.load(_KINDS[kind], dtype)
         own = {k: net.config[k] for k in inspect.signature(type(net).__init__).parameters if k in net.config}
-        wrapped = cls(kind=kind, channels=net.config.latent_channels, width=net.config.block_out_channels[0], inner=own)
+        wrapped = cls(kind=kind, channels=net.config.latent_channels, inner=own)
         wrapped.net = net
         return wrapped.type(dtype)
 
@@ -123,6 +125,8 @@ def check_autoencoder(part: Part, row: config.Autoencoder | None = None) -> str:
 
 
 def _inner_config(kind: str, channels: int, width: int) -> dict[str, Any]:
+    if kind == "lean":
+        return {"latent_channels": channels, "width": width}
     if kind == "tiny":
         return {
             "encoder_block_out_channels": (width,) * 4,

@@ -107,7 +107,7 @@ class Crops:
 
 
 class Triplets:
-    """Training items (scene, identity, expression) from precomputed shards, self or cross (p_self)."""
+    """Training items (scene, identity, expression) from precomputed shards, self or cross."""
 
     def __init__(self, shards: list[str], channels: int, latent: int, identity: tuple[str, ...], split: str | None = "train") -> None:
         table = read_shards(shards, split)
@@ -135,15 +135,19 @@ class Triplets:
         """Each identity encoder's mean over the faces that have it, (D,)."""
         return {n: e[p].mean(0) for (n, e), p in zip(self.identity.items(), self.present, strict=True)}
 
-    def draw(self, at: Position, batch: int, p_self: float) -> Batch:
+    def draw(self, at: Position, batch: int, p_self: float, other_photo: float = 0.0) -> Batch:
         """A batch of triplets. `cross` (B,) is 1 where identity and expression are pictures of other people than the scene's.
 
-        A data set of one person has no others: its triplets are all self triplets.
+        A data set of one person has no others: its triplets are all self triplets. Of these, `other_photo` is the chance that the
+        identity is any photograph of the scene's person, which where there is but one is the scene again.
         """
         scene = at.items(batch, len(self))
         rng = at.rng()
         identity, expression = scene.copy(), scene.copy()
         cross = (rng.random(batch) >= p_self) & (self._last[scene] - self._first[scene] < len(self))
+        if other_photo:
+            other = rng.random(batch) < other_photo
+            identity[other] = self._by_person[rng.integers(self._first[scene[other]], self._last[scene[other]])]
         identity[cross] = self._strangers(scene[cross], rng)
         expression[cross] = self._strangers(scene[cross], rng)
         return self.take(scene, identity, expression, cross)

@@ -21,6 +21,14 @@ from diffsfsr import config, tables
 from diffsfsr.config import Preset, Training
 from diffsfsr.errors import InputError, NotReady
 
+# The parts of a preset that do not change what is trained.
+_EXPERT = ("evaluation", "sampling", "mask", "conditioning", "unet", "schedule", "objective")
+_NO_CONCERN = {
+    "diffusion": ("evaluation",),
+    "autoencoder": (*_EXPERT, "dln"),
+    "decoder": (*_EXPERT, "dln"),
+    "dln": (*_EXPERT, "autoencoder"),
+}
 _PACKAGES = ("torch", "deepspeed", "diffusers", "numpy", "pyarrow")
 
 
@@ -54,9 +62,10 @@ class RunDirectory:
         """The directory of this very configuration, made where it is new: the same command finds the same run.
 
         `training.processes` is where a run goes on, not what it is: another number finds the same run, whose steps stay as large
-        as they were when it began. Raises InputError where that number cannot share such a step.
+        as they were when it began. Nor is a run another one for settings that do not concern its network. Raises InputError where
+        that number cannot share such a step.
         """
-        row = config.to_dict(preset)
+        row = {name: value for name, value in config.to_dict(preset).items() if name not in _NO_CONCERN[preset.trains]}
         del row["training"]["processes"]
         mark = tables.fingerprint(row, inputs.data_version, inputs.autoencoder, inputs.dln, inputs.start_from, inputs.decoder)
         run, t = cls(runs / f"{preset.name}-{mark[:8]}"), preset.training

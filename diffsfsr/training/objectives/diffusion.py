@@ -46,11 +46,15 @@ class DiffusionObjective:
             self.network.unet.enable_gradient_checkpointing()
 
     def draw(self, at: Position) -> Batch:
-        return self.data.draw(at, self.preset.training.batch, self.preset.objective.p_self)
+        o, batch = self.preset.objective, self.preset.training.batch
+        if at.step < o.aux_from * self.preset.training.steps:
+            return self.data.draw(at, batch, 1.0, o.other_photo) | {"dm_alone": torch.ones(batch)}
+        return self.data.draw(at, batch, o.p_self, o.other_photo)
 
     def losses(self, network: Callable[..., Any], batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """'loss_dm' (B,), and 'loss_id', 'loss_exp' of the items that carry them; 'loss' (B,) is Eq. 7 with the means of those.
 
+        A batch with 'dm_alone' in it, as all are before objective.aux_from, has but the first.
         A face is asked to show what the network was told: an item whose slot is absent or dropped does not carry that loss.
         """
         from diffsfsr.model.diffusion import add_noise, training_target
@@ -66,7 +70,7 @@ class DiffusionObjective:
         loss = loss_dm = losses.diffusion_loss(output, target, self._weights(batch))
         if o.min_snr:
             loss = loss_dm * losses.min_snr_weight(self.preset.schedule.prediction, t, schedule, o.min_snr)
-        if o.aux_fraction == 0 or (o.lambda_id == 0 and o.lambda_exp == 0):
+        if "dm_alone" in batch or o.aux_fraction == 0 or (o.lambda_id == 0 and o.lambda_exp == 0):
             return {"loss": loss, "loss_dm": loss_dm}
         carriers = self._carriers(t)
         face = self._midpoint(network, output, z_t, t, inputs, carriers, generator)
