@@ -19,6 +19,7 @@ from assets.stores.workspace import Shard, Workspace, aligned
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.cores import cores
+from diffsfsr.presets import embedded_by
 
 _BATCH = 32  # what a layer makes of so many still lies in a core's own cache
 CATALOGUE_VERSION = 1
@@ -41,8 +42,7 @@ def identity_embeddings(
     """One row per aligned face and identity encoder of the preset, in that encoder's table."""
     preset, shard = settings.resolve(), Shard.of(context.partition_key)
     computed = {
-        name: embed_shard(workspace.open, catalogue.open, shard, preset, identity_encoder(name), name)
-        for name in preset.conditioning.identity
+        name: embed_shard(workspace.open, catalogue.open, shard, preset, identity_encoder(name), name) for name in embedded_by(preset)
     }
     return dg.MaterializeResult(metadata={f"computed_{name}": count for name, count in computed.items()})
 
@@ -137,7 +137,7 @@ def is_catalogued(workspace: Workspace, shard: Shard, preset: Preset) -> bool:
 
 def _versions(workspace: Workspace, preset: Preset) -> dict[str, str]:
     """Encoder -> version of the weights that the catalogue should hold now."""
-    versions = {f"id_{name}": identity_encoder(name).version for name in preset.conditioning.identity}
+    versions = {f"id_{name}": identity_encoder(name).version for name in embedded_by(preset)}
     dln = workspace.network("dln", preset)
     return versions | ({"expression": dln[1]} if dln else {})
 

@@ -15,6 +15,7 @@ from assets.stores.workspace import training_shards as kind_of
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
+from diffsfsr.presets import embedded_by
 from diffsfsr.training.run import Inputs, RunDirectory
 from diffsfsr.weights import SMALL
 
@@ -32,7 +33,8 @@ def training_shards(
 
 
 def shard_kind(workspace: Workspace, preset: Preset) -> str:
-    return kind_of(preset, workspace.need_network("autoencoder", preset)[1], workspace.need_network("dln", preset)[1])
+    versions = [workspace.need_network(kind, preset)[1] for kind in ("autoencoder", "dln")]
+    return kind_of(preset.crop, embedded_by(preset), *versions)
 
 
 def shard_mark(workspace: Workspace, shard: Shard, preset: Preset) -> str:
@@ -69,6 +71,8 @@ def _decoder(workspace: Workspace, preset: Preset, autoencoder: str) -> str:
 
 def encode_shard(workspace: Workspace, catalogue: Catalogue, shard: Shard, preset: Preset) -> int:
     """Bring one training shard up to date; returns its number of rows."""
+    import torch
+
     from diffsfsr.model.autoencoder import LatentAutoencoder
 
     file, mark = workspace.file(shard_kind(workspace, preset), shard), shard_mark(workspace, shard, preset)
@@ -77,6 +81,7 @@ def encode_shard(workspace: Workspace, catalogue: Catalogue, shard: Shard, prese
     faces = tables.read(workspace.file(aligned(preset), shard))
     masks = dict(zip(*tables.read(workspace.file(f"masks-{preset.crop}", shard)).to_pydict().values(), strict=True))
     autoencoder = LatentAutoencoder.from_pretrained(workspace.need_network("autoencoder", preset)[0]).eval()
+    autoencoder.to(memory_format=torch.channels_last)
     embeddings, widths = _embeddings(catalogue, faces["face_id"].to_pylist(), shard, preset)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(faces), _BATCH):
@@ -91,8 +96,8 @@ def encode_shard(workspace: Workspace, catalogue: Catalogue, shard: Shard, prese
 
 def _embeddings(catalogue: Catalogue, ids: list[str], shard: Shard, preset: Preset) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
     """face_id -> its embedding columns, and the width of each identity encoder."""
-    names = [f"id_{name}" for name in preset.conditioning.identity]
-    widths = {name: identity_encoder(name).dim for name in preset.conditioning.identity}
+    names = [f"id_{name}" for name in embedded_by(preset)]
+    widths = {name: identity_encoder(name).dim for name in embedded_by(preset)}
     table = catalogue.faces(["face_id", *names, "expression"], shard=shard.key)
     found = {row.pop("face_id"): row for row in table.to_pylist()}
     lacking = [i for i in ids if i not in found or found[i]["expression"] is None]

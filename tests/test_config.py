@@ -212,3 +212,12 @@ def test_an_ablation_is_its_basis_without_one_part() -> None:
             assert row.experts == basis and differing - {"name", "experts"} <= settings and differing & settings
         left = [len(PRESETS[f"{basis}{name}"].conditioning.identity) for name in ("", "-no-slot-3", "-no-slots-2-3")]
         assert left == [3, 2, 1]
+
+
+def test_an_ablation_shares_the_tables_of_its_basis() -> None:
+    lab = PRESETS["lab"]
+    for name in ("lab", "lab-no-slot-3", "lab-no-slots-2-3", "lab-no-background", "dln-lab"):
+        assert presets.embedded_by(PRESETS[name]) == lab.conditioning.identity
+    other = config.override(PRESETS["lab-no-slot-3"], {"conditioning.identity": ["facenet", "dlib"]})
+    assert presets.embedded_by(other) == ("facenet", "dlib")
+    assert presets.embedded_by(config.override(lab, {"conditioning.identity": ["dlib"]})) == ("dlib",)

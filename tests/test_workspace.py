@@ -64,8 +64,9 @@ def test_networks_belong_to_a_family(tmp_path: Path) -> None:
 
 
 def test_training_shards_are_told_apart_by_what_made_them() -> None:
-    names = {training_shards(TINY, *pair) for pair in (("a", "b"), ("b", "a"), ("a", "c"), ("c", "b"))}
-    assert len(names) == 4 and training_shards(TINY, "a", "b") in names
+    parts = [(64, ("dlib",), *pair) for pair in (("a", "b"), ("b", "a"), ("a", "c"), ("c", "b"))]
+    names = {training_shards(*each) for each in (*parts, (128, ("dlib",), "a", "b"), (64, ("facenet",), "a", "b"))}
+    assert len(names) == 6 and training_shards(64, ("dlib",), "a", "b") in names
 
 
 # --- forgetting -------------------------------------------------------------------------------------------------------

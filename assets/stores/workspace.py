@@ -1,6 +1,7 @@
 """Where state lies: one folder, DIFFSFSR_HOME, laid out here and nowhere else.
 
-data/<data set>/            folder.json, sources/ aligned/ rejects/ masks/ shards/ : Parquet, one file a shard
+data/<data set>/            folder.json, sources/ labels/ aligned/ rejects/ masks/ shards/ : Parquet, one file a shard; outputs/ : what
+                            methods made of its faces for an evaluation
 fetched/<data set>/         photographs brought here by a list of their addresses (diffsfsr.fetch.fetching)
 runs/<preset>-<hash>/       training runs (diffsfsr.training.run)
 models/<preset>/            which run's network is the preset's autoencoder, DLN, loss decoder or model now
@@ -77,9 +78,24 @@ class Workspace:
             raise NotReady(f"there is no data set {name!r} (known: {known}); run `diffsfsr run prepare --data DIR`")
         return Path(_entry(path)["folder"])
 
+    def way_of(self, name: str) -> str:
+        """How a data set is split: published (the default) or person."""
+        path = self.dataset(name) / "folder.json"
+        return _entry(path).get("split", "published") if path.exists() else "published"
+
+    def labels(self, name: str) -> dict[tuple[str, str], dict[str, str]]:
+        """(path, face) of a photograph -> what the data set says of it besides its person and emotion."""
+        files = [file for shard in self.shards(name) if (file := self.file("labels", shard)).exists()]
+        rows = [row for file in files for row in tables.read(file).to_pylist()]
+        return {(row["path"], row["face"]): dict(row["labels"]) for row in rows}
+
     def file(self, kind: str, shard: Shard) -> Path:
-        """The Parquet file of a shard; `kind` is sources, aligned-<S>, rejects-<S>, masks-<S> or shards-<versions>."""
+        """The Parquet file of a shard; `kind` is sources, labels, aligned-<S>, rejects-<S>, masks-<S> or shards-<versions>."""
         return self.dataset(shard.dataset) / kind / f"{shard.number:04d}.parquet"
+
+    def outputs(self, dataset: str) -> Path:
+        """Where what methods made of a data set's faces is kept by content; it goes when any of them is forgotten."""
+        return self.dataset(dataset) / "outputs"
 
     def shards(self, dataset: str | None = None) -> list[Shard]:
         names = [dataset] if dataset else self.datasets()
@@ -128,6 +144,8 @@ class Workspace:
             self._remember([row for row in sources if (row["path"], row["face"]) in photographs])
             for file in folder.glob("*/*.parquet"):
                 _drop(file, ids, photographs)
+            if photographs:
+                shutil.rmtree(self.outputs(dataset), ignore_errors=True)
         return len(photographs)
 
     def _remember(self, rows: list[dict[str, Any]]) -> None:
@@ -174,7 +192,7 @@ class Workspace:
 
 def sources_mark(rows: list[dict[str, Any]]) -> str:
     """The fingerprint of a shard's photographs: what they are called, hold and show, not when they were written."""
-    return tables.fingerprint([{k: v for k, v in row.items() if k not in ("mtime_ns", "size")} for row in rows])
+    return tables.fingerprint([{k: v for k, v in row.items() if k not in ("mtime_ns", "size", "labels")} for row in rows])
 
 
 def _drop(file: Path, ids: set[str], photographs: set[tuple[str, str]]) -> None:
@@ -210,6 +228,6 @@ def aligned(preset: Preset) -> str:
     return f"aligned-{preset.crop}"
 
 
-def training_shards(preset: Preset, autoencoder: str, dln: str) -> str:
-    """The kind of a preset's training shards; another autoencoder or DLN makes other shards."""
-    return f"shards-{preset.crop}-{tables.fingerprint(preset.conditioning.identity, autoencoder, dln)[:8]}"
+def training_shards(crop: int, identity: tuple[str, ...], autoencoder: str, dln: str) -> str:
+    """The kind of training shards with those embeddings; another autoencoder or DLN makes other shards."""
+    return f"shards-{crop}-{tables.fingerprint(identity, autoencoder, dln)[:8]}"
