@@ -14,10 +14,11 @@ from diffsfsr.face import collection
 
 
 class Folder(dg.Config):
-    """A folder of photographs and the name it goes by."""
+    """A folder of photographs and the name it goes by. `split`: published or person (see face.collection); empty: as before."""
 
     name: str
     folder: str
+    split: str = ""
 
 
 @dg.asset(kinds={"parquet"}, group_name="faces")
@@ -25,7 +26,7 @@ def source_images(
     context: dg.AssetExecutionContext, config: Folder, settings: Settings, workspace: WorkspaceResource
 ) -> dg.MaterializeResult:
     """One row per photograph of a data set (or per named face of one), dealt into shards. Opens a partition a shard."""
-    shards, changed = take_stock(workspace.open, config.name, Path(config.folder), settings.resolve())
+    shards, changed = take_stock(workspace.open, config.name, Path(config.folder), settings.resolve(), config.split)
     context.instance.add_dynamic_partitions(partitions.shards.name or "", [shard.key for shard in shards])
     context.instance.add_dynamic_partitions(partitions.datasets.name or "", [config.name])
     rows = sum(tables.read(workspace.open.file("sources", shard), ["path"]).num_rows for shard in shards)
@@ -39,10 +40,11 @@ def source_images(
     )
 
 
-def take_stock(workspace: Workspace, name: str, folder: Path, preset: Preset) -> tuple[list[Shard], list[Shard]]:
+def take_stock(workspace: Workspace, name: str, folder: Path, preset: Preset, way: str = "") -> tuple[list[Shard], list[Shard]]:
     """List a folder's photographs into source tables; returns (all shards, those that changed).
 
-    A photograph keeps its shard for good: new ones fill the last shard and open others, so that they cost only themselves.
+    `way` to split them: as at the last time where it is empty. A photograph keeps its shard for good: new ones fill the last shard and
+    open others, so that they cost only themselves.
     """
     folder = folder.resolve()
     with workspace.lock(f"sources-{name}"):
@@ -51,20 +53,31 @@ def take_stock(workspace: Workspace, name: str, folder: Path, preset: Preset) ->
         # a table that is broken is made anew
         before = {shard: tables.read(file).to_pylist() if tables.mark_of(file) else [] for shard, file in files.items()}
         known = [row for rows in before.values() for row in rows]
-        listed = collection.scan(folder, known, preset.data.test_fraction)
+        way = way or workspace.way_of(name)
+        listed = collection.scan(folder, known, preset.data.test_fraction, way)
         if absent := collection.unknown_files(folder, listed):
             print(f"{folder / 'labels.csv'} names {len(absent)} files that are not there, first {absent[0]}", file=sys.stderr, flush=True)
         forgotten = workspace.forgotten()
         found = [row for row in listed if (row["sha256"], row["face"]) not in forgotten]
-        tables.write_json(workspace.dataset(name) / "folder.json", {"folder": str(folder)})
+        tables.write_json(workspace.dataset(name) / "folder.json", {"folder": str(folder), "split": way})
         changed = []
         for number, rows in enumerate(_deal(found, list(before.values()), preset.data.shard)):
             shard = Shard(name, number)
+            _write_labels(workspace.file("labels", shard), rows)
             mark = sources_mark(rows)
             if tables.mark_of(workspace.file("sources", shard)) != mark:
                 tables.write(workspace.file("sources", shard), tables.from_rows(rows, tables.SOURCES), mark)
                 changed.append(shard)
         return workspace.shards(name), changed
+
+
+def _write_labels(file: Path, rows: list[collection.Row]) -> None:
+    """What is said of a shard's photographs besides; no file where nothing is."""
+    labelled = [{"path": row["path"], "face": row["face"], "labels": sorted(row["labels"].items())} for row in rows if row["labels"]]
+    if not labelled:
+        file.unlink(missing_ok=True)
+    elif tables.mark_of(file) != (mark := tables.fingerprint(labelled)):
+        tables.write(file, tables.from_rows(labelled, tables.LABELS), mark)
 
 
 def _deal(found: list[collection.Row], before: list[list[collection.Row]], size: int) -> list[list[collection.Row]]:

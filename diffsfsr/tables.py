@@ -25,6 +25,9 @@ SOURCES = pa.schema(
     [("path", TEXT), ("sha256", TEXT), ("size", INT), ("mtime_ns", INT), *[(name, TEXT) for name in ("person", "emotion", "face", "split")]]
 )
 
+# One row per photograph (or named face) of which the data set says more than whom it shows: gender, glasses, ...
+LABELS = pa.schema([("path", TEXT), ("face", TEXT), ("labels", pa.map_(TEXT, TEXT))])
+
 # One row per photograph that did not become a face.
 REJECTS = pa.schema([("path", TEXT), ("sha256", TEXT), ("face", TEXT), ("reason", TEXT), ("detail", TEXT)])
 
@@ -83,9 +86,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def is_report(folder: Path, keys: Iterable[str], files: Iterable[str]) -> bool:

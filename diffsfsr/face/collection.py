@@ -1,8 +1,9 @@
 """A folder of photographs as rows: what lies in it, who is who, and the aligned face or the reason there is none.
 
-Three forms of folder are read: any tree of pictures; an LFW-style tree where a picture's folder names the person; and a tree whose
-folders at the top are emotion words. A `labels.csv` at the top may name, for each `file`, its `person`, `emotion`, `face` (index from
-the left; several rows may name several faces of one file) and `split`.
+Four forms of folder are read: any tree of pictures; an LFW-style tree where a picture's folder names the person; a tree whose
+folders at the top are emotion words; and CelebA-HQ as published (`celeba`). A `labels.csv` at the top may name, for each `file`, its
+`person`, `emotion`, `face` (index from the left; several rows may name several faces of one file) and `split`. What its other columns
+say (gender, glasses, ...) is kept as labels of the face, by which an evaluation can be sliced.
 """
 
 from __future__ import annotations
@@ -20,39 +21,45 @@ from typing import Any
 from diffsfsr import weights
 from diffsfsr.config import Data
 from diffsfsr.errors import InputError, did_you_mean
+from diffsfsr.face import celeba
 from diffsfsr.face.crew import Crew, survives
 from diffsfsr.fetch.listing import word_folders
 
 VERSION = 2  # of alignment: raise it where the code gives other crops than before
 
 Row = dict[str, Any]
+Line = dict[str, Any]  # what is said of one face: person, emotion, face, split, all text, and labels where there are more
 Progress = Callable[[int, int], None]
 SPLITS = ("train", "test")
+PUBLISHED, BY_PERSON = "published", "person"  # ways to split: as labels or the published data set say, or whole people only
 _CRASHED = "its decoder crashed"  # the detail of such a reject
 _COLUMNS = ("file", "person", "emotion", "face", "split")
 
 
-def scan(root: Path, known: Iterable[Row] = (), test_fraction: float = 0.1) -> list[Row]:
-    """Every photograph under `root`, one row per picture or per named face of one, sorted by path (schema SOURCES).
+def scan(root: Path, known: Iterable[Row] = (), test_fraction: float = 0.1, way: str = PUBLISHED) -> list[Row]:
+    """Every photograph under `root`, one row per picture or per named face of one, sorted by path (schema SOURCES, and `labels`).
 
     `known` rows of an earlier scan spare the hashing of files whose size and time have not changed. A file that cannot be
-    read keeps an empty sha256; alignment then says why. Raises InputError where the folder or its labels.csv is unusable.
+    read keeps an empty sha256; alignment then says why. `way`: PUBLISHED, or BY_PERSON, which minds no split that is listed.
+    Raises InputError where the folder or its labels.csv is unusable.
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: give a folder of photographs")
-    labels, words = _labels(root), word_folders(root)
+    published = celeba.find(root)
+    labels = {name: [line] for name, line in celeba.lines(published, root).items()} if published else {}
+    labels, words = labels | _labels(root), word_folders(root)
     hashed = {row["path"]: (row["size"], row["mtime_ns"], row["sha256"]) for row in known}
     rows: list[Row] = []
-    for path in sorted(_pictures(root)):
+    for path in sorted(_pictures(published or root)):
         name = _spelled(path.relative_to(root).as_posix())
         size, mtime, sha256 = _identify(path, hashed.get(name))
         for label in labels.get(name, [{}]):
             emotion = _emotion(name, words)
             person = label.get("person") or (name if emotion else _person(name))
-            split = label.get("split") or split_of(person, test_fraction)
+            split = (way == PUBLISHED and label.get("split")) or split_of(person, test_fraction)
             rows.append(
                 {"path": name, "sha256": sha256, "size": size, "mtime_ns": mtime, "person": person, "split": split}
-                | {"emotion": label.get("emotion") or emotion, "face": label.get("face", "")}
+                | {"emotion": label.get("emotion") or emotion, "face": label.get("face", ""), "labels": label.get("labels", {})}
             )
     if not rows:
         raise InputError(f"no photograph in {root}: it needs files ending in .jpg, .png, .heic or the like")
@@ -63,7 +70,7 @@ def source_row(path: Path) -> Row:
     """The row of one photograph that was named by itself, whatever its suffix."""
     size, mtime, sha256 = _identify(path, None)
     row = {"path": _spelled(path.name), "sha256": sha256, "size": size, "mtime_ns": mtime}
-    return row | {"person": "", "emotion": "", "face": "", "split": ""}
+    return row | {"person": "", "emotion": "", "face": "", "split": "", "labels": {}}
 
 
 def unknown_files(root: Path, rows: Iterable[Row]) -> list[str]:
@@ -105,19 +112,21 @@ def _pictures(root: Path) -> Iterator[Path]:
     yield from (Path(error.filename) for error in closed)
 
 
-def _labels(root: Path) -> dict[str, list[dict[str, str]]]:
+def _labels(root: Path) -> dict[str, list[Line]]:
     """File -> its lines in labels.csv, one a face."""
     path = root / "labels.csv"
     if not path.exists():
         return {}
-    labels: dict[str, list[dict[str, str]]] = {}
+    labels: dict[str, list[Line]] = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
             reader = csv.DictReader(f)
             if "file" not in (reader.fieldnames or []):
                 raise InputError(f"{path} has no column 'file'; its columns may be {', '.join(_COLUMNS)}")
             for row in reader:
-                line = {name: (row.get(name) or "").strip() for name in _COLUMNS}
+                line: Line = {name: (row.get(name) or "").strip() for name in _COLUMNS}
+                others = {name: value.strip() for name, value in row.items() if name and name not in _COLUMNS and isinstance(value, str)}
+                line["labels"] = {name: value for name, value in others.items() if value}
                 where = f"{path}, line {reader.line_num}"
                 _add(labels.setdefault(line.pop("file").removeprefix("./"), []), _checked(line, where), where)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -125,7 +134,7 @@ def _labels(root: Path) -> dict[str, list[dict[str, str]]]:
     return labels
 
 
-def _checked(line: dict[str, str], where: str) -> dict[str, str]:
+def _checked(line: Line, where: str) -> Line:
     if line["split"] not in ("", *SPLITS):
         raise InputError(f"{where}: split {line['split']!r}{did_you_mean(line['split'], SPLITS)} is neither train nor test, nor left empty")
     if line["face"].isdecimal():
@@ -135,9 +144,9 @@ def _checked(line: dict[str, str], where: str) -> dict[str, str]:
     return line
 
 
-def _add(lines: list[dict[str, str]], line: dict[str, str], where: str) -> None:
-    """One line more of a file, unless it stands there already. Two lines must not be about one face."""
-    if line in lines:
+def _add(lines: list[Line], line: Line, where: str) -> None:
+    """One line more of a file, unless it stands there already but for its labels. Two lines must not be about one face."""
+    if any(line | {"labels": other["labels"]} == other for other in lines):
         return
     if lines and not (line["face"].isdecimal() and all(other["face"].isdecimal() for other in lines)):
         raise InputError(f"{where}: the file has another line already: give each of its lines a face, the index from the left (0, 1, ...)")

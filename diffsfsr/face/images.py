@@ -249,6 +249,13 @@ def encode_png(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", to_bgr(image), options)[1].tobytes()
 
 
+def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
+    """HWC uint8 RGB as the bytes of a JPEG file without metadata, its colour at full resolution."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
 def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
     """Write HWC uint8 RGB to `path` in the format of its suffix (.png, .jpg, .webp); a reader sees all of it or nothing.
 
