@@ -144,10 +144,16 @@ def resolve(word: str, labels: Mapping[str, int], exact: bool = False) -> Resolu
     raise InputError(_refusal(wanted, labels, exact))
 
 
+def word_of(label: str) -> Word | None:
+    """The place in the tree of a data set's label, in a customary spelling too; None for what is no word. Letter case is forgiven."""
+    name = _canonical(label)
+    name = _SPELLINGS.get(name, name)
+    return lookup(name) if name in WORDS or name == NEUTRAL else None
+
+
 def is_word(label: str) -> bool:
     """Whether a data set's label is one of the words, NEUTRAL, or a customary spelling of one. Letter case is forgiven."""
-    name = _canonical(label)
-    return _SPELLINGS.get(name, name) in WORDS or name == NEUTRAL
+    return word_of(label) is not None
 
 
 def _climb(wanted: Word) -> Iterable[tuple[How, str, Sequence[str]]]:

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from diffsfsr import config, presets
 from diffsfsr.encoders import load_encoder
 from diffsfsr.errors import InputError, NotReady
 from diffsfsr.evaluation import judges, metrics
-from diffsfsr.evaluation.judges import pick_identity_judge
+from diffsfsr.evaluation.judges import chosen, pick_identity_judge, pick_judges
 from diffsfsr.face import alignment
 from diffsfsr.face.images import read, to_tensor
 
@@ -112,3 +113,44 @@ def test_missing_and_unknown_judges_are_named(monkeypatch, tmp_path):
         pick_identity_judge("reid95")
     with pytest.raises(NotReady, match="glintr100"):
         pick_identity_judge("glintr100")
+
+
+# --- all of them --------------------------------------------------------------------------------------------------------
+
+
+def _dln(images, landmarks):
+    return landmarks[:, :8].flatten(1)
+
+
+def test_a_preset_names_its_judges(weights_dir):
+    lab = chosen(presets.preset("lab"))
+    assert (lab["identity"], lab["pose"], lab["coefficients"], lab["region"]) == ("reid0095", "fsanet", "blendshapes", "hull")
+    paper = chosen(presets.preset("paper"))
+    assert (paper["identity"], paper["pose"], paper["region"]) == ("glintr100", "hopenet", "segformer")
+    assert chosen(presets.preset("lab-commercial"))["pose"] == "pnp"
+
+
+def test_the_judges_of_lab_see_a_face_each_in_its_way(weights_dir, astronaut):
+    panel = pick_judges(presets.preset("lab"), _dln)
+    images, landmarks = _inputs(read(astronaut))
+    crops = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+    widths = {role: panel.see(role, crops, landmarks.numpy()).shape for role in panel.named}
+    assert widths == {"identity": (1, 256), "expression": (1, 16), "pose": (1, 3), "coefficients": (1, 52)}
+    told = panel.describe()
+    assert told["identity"].startswith("reid0095 (independent") and told["pose"].startswith("fsanet (weights ")
+    assert "weights pull inception" in told["fid"] and "fid" not in panel.named
+    assert panel.version == pick_judges(presets.preset("lab"), _dln).version
+
+
+def test_what_is_not_here_is_missing_or_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFSFSR_WEIGHTS", str(tmp_path))
+    lab = presets.preset("lab")
+    assert chosen(lab) == {"identity": "dlib", "pose": "pnp", "region": "hull", "coefficients": "", "fid": ""}
+    panel = pick_judges(lab, _dln)
+    assert panel.coefficients is None and "facemesh" in panel.describe()["coefficients"] and panel.pose.name == "pnp"
+    with pytest.raises(NotReady, match="fsanet-1x1"):
+        pick_judges(config.override(lab, {"evaluation.pose": "fsanet"}), _dln)
+    with pytest.raises(NotReady, match="glintr100"):
+        pick_judges(presets.preset("paper"), _dln)
+    with pytest.raises(NotReady, match=r"hopenet_robust_alpha1.pkl.*weights pull hopenet --mirror ADDRESS"):
+        pick_judges(config.override(presets.preset("paper"), {"evaluation.judge": "any"}), _dln)

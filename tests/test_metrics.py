@@ -95,11 +95,68 @@ def test_pose_distance_wraps():
 
 
 def test_mse_on_the_8_bit_scale():
-    rng = np.random.default_rng(8)
-    a, b = rng.integers(0, 256, size=(2, 3, 3, 4, 4))
-    want = [((x.astype(int) - y) ** 2).mean() for x, y in zip(a, b, strict=True)]
-    np.testing.assert_allclose(metrics.mse_255(a / 127.5 - 1, b / 127.5 - 1), want)
-    assert metrics.mse_255(torch.full((1, 3, 2, 2), 9.0), torch.ones(1, 3, 2, 2)).tolist() == [0]  # clamped, as a picture is
+    a, b = np.random.default_rng(8).integers(0, 256, size=(2, 4, 4, 3)).astype(np.uint8)
+    pixels = list(zip(a.ravel().tolist(), b.ravel().tolist(), strict=True))
+    assert metrics.mse(a, b) == pytest.approx(sum((x - y) ** 2 for x, y in pixels) / len(pixels))
+
+
+def _scene(side=64):
+    return np.random.default_rng(1).integers(60, 190, (side, side, 3)).astype(np.uint8)
+
+
+def _disc(side=64):
+    y, x = np.mgrid[:side, :side] - side // 2
+    return (x**2 + y**2 < (side // 4) ** 2).astype(np.uint8)
+
+
+def test_psnr_by_hand_and_of_equal_pictures():
+    a = _scene()
+    assert metrics.psnr(a + np.uint8(5), a) == pytest.approx(10 * math.log10(255**2 / 25))
+    one = a.copy()
+    one[3, 4, 1] += 1
+    assert metrics.psnr(a, a) == pytest.approx(metrics.psnr(one, a)) and math.isfinite(metrics.psnr(a, a))
+
+
+def test_ssim_by_its_definition():
+    """Wang et al. 2004, eq. 13, with their Gaussian window of 11 pixels and 1.5, by scipy; the border of 5 is left out."""
+    from scipy.ndimage import gaussian_filter
+
+    a, b = _scene().astype(float), np.clip(_scene() * 0.7 + np.random.default_rng(2).normal(0, 12, (64, 64, 3)), 0, 255).astype(np.uint8)
+
+    def blur(x):
+        return gaussian_filter(x, 1.5, truncate=3.5)
+
+    values = []
+    for x, y in zip(a.transpose(2, 0, 1), b.astype(float).transpose(2, 0, 1), strict=True):
+        mx, my, c1, c2 = blur(x), blur(y), (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        vx, vy, cov = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+        full = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+        values.append(full[5:-5, 5:-5].mean())
+    assert metrics.ssim(b, a.astype(np.uint8)) == pytest.approx(np.mean(values), abs=1e-6)
+    assert metrics.ssim(_scene(), _scene()) == 1
+
+
+def test_background_is_the_worst_byte_outside_the_mask():
+    scene, mask = _scene(), _disc()
+    inside, outside = scene.copy(), scene.copy()
+    inside[32, 32] = 0
+    outside[1, 2, 0] -= 7
+    assert metrics.background_difference(inside, scene, mask) == 0
+    assert metrics.background_difference(outside, scene, mask) == 7
+    assert metrics.background_difference(outside, scene, np.ones_like(mask)) == 0
+
+
+def test_a_seam_is_a_jump_of_colour_at_the_edge():
+    from skimage.color import rgb2lab
+
+    scene, mask = np.full((64, 64, 3), 120, np.uint8), _disc()
+    assert metrics.seam(scene, scene, mask) == 0
+    lit = np.where(mask[..., None] > 0, np.uint8(150), scene)
+    lightness = rgb2lab(np.array([[[150] * 3, [120] * 3]], np.uint8))[0]
+    assert metrics.seam(lit, scene, mask) == pytest.approx(np.abs(lightness[0] - lightness[1]).mean())
+    assert metrics.seam(scene, lit, mask) == pytest.approx(-metrics.seam(lit, scene, mask))  # the scene's own jump is no fault
+    assert metrics.seam(np.full_like(scene, 200), scene, mask) == pytest.approx(0, abs=1e-9)  # another light everywhere is no seam
+    assert np.isnan(metrics.seam(lit, scene, np.zeros_like(mask))) and np.isnan(metrics.seam(lit, scene, np.ones_like(mask)))
 
 
 def test_interval_agrees_with_the_normal_one():

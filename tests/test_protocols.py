@@ -1,4 +1,4 @@
-"""Fixed items, and an evaluation of callables whose right answer is known: copies, mixtures and failures of real photographs."""
+"""An evaluation of methods whose right answer is known: copies, mixtures, failures and seeded degradations of real photographs."""
 
 from types import SimpleNamespace
 
@@ -6,77 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from diffsfsr.errors import InputError, NotReady
+from diffsfsr import tables
+from diffsfsr.encoders.blendshapes import NAMES
 from diffsfsr.evaluation import metrics
-from diffsfsr.evaluation.protocols import Faces, Item, evaluate, item_seed, make_items
+from diffsfsr.evaluation.items import Faces, Item, item_seed, make_pairs, pair_list
+from diffsfsr.evaluation.judges import Judges
+from diffsfsr.evaluation.outputs import Outputs
+from diffsfsr.evaluation.protocols import ITEMS, MEASURED, References, Result, evaluate
 from diffsfsr.face import alignment
-from diffsfsr.face.images import read, to_tensor
-
-# --- items --------------------------------------------------------------------------------------------------------------
-
-PEOPLE = [f"p{i % 20}" for i in range(60)]
-IDS = [f"set/{i:03d}/0" for i in range(60)]
-SPLIT = ["test" if i % 20 < 12 else "train" for i in range(60)]
-
-
-def _people(item):
-    return PEOPLE[item.scene], PEOPLE[item.identity], PEOPLE[item.expression]
-
-
-def test_swap_all_takes_three_people_of_the_split():
-    items = make_items(IDS, PEOPLE, SPLIT, "all", 200, seed=1)
-    assert len(items) == 200
-    assert all(len(set(_people(item))) == 3 for item in items)
-    assert all(SPLIT[i] == "test" for item in items for i in (item.scene, item.identity, item.expression))
-
-
-def test_the_tasks_are_choices_of_input():
-    swap_id = make_items(IDS, PEOPLE, SPLIT, "identity", 50, seed=1)
-    assert all(i.expression == i.scene and PEOPLE[i.identity] != PEOPLE[i.scene] for i in swap_id)
-    swap_exp = make_items(IDS, PEOPLE, SPLIT, "expression", 50, seed=1)
-    assert all(i.identity == i.scene and PEOPLE[i.expression] != PEOPLE[i.scene] for i in swap_exp)
-    assert all(i.scene == i.identity == i.expression for i in make_items(IDS, PEOPLE, SPLIT, "reconstruct", 50, seed=1))
-
-
-def test_items_are_fixed_by_the_seed_and_not_by_the_order_of_the_table():
-    def named(order, seed=3):
-        items = make_items([IDS[i] for i in order], [PEOPLE[i] for i in order], [SPLIT[i] for i in order], "all", 40, seed)
-        return [(order[i.scene], order[i.identity], order[i.expression]) for i in items]
-
-    plain = list(range(60))
-    shuffled = np.random.default_rng(0).permutation(60).tolist()
-    assert named(plain) == named(plain) == named(shuffled)
-    assert named(plain) != named(plain, seed=4)
-
-
-def test_roles_are_spread_evenly_over_people():
-    items = make_items(IDS, PEOPLE, SPLIT, "all", 120, seed=5)
-    for role in ("scene", "identity", "expression"):
-        counts = {p: sum(PEOPLE[getattr(i, role)] == p for i in items) for p in set(PEOPLE[:12])}
-        assert len(counts) == 12 and max(counts.values()) - min(counts.values()) <= 4
-    first = make_items(IDS, PEOPLE, SPLIT, "all", 12, seed=5)
-    assert len({PEOPLE[i.identity] for i in first}) >= 11  # as many people to choose among as there are
-
-
-def test_few_people_and_nameless_faces():
-    two = make_items(["a", "b", "c"], ["ann", "ann", "bob"], ["test"] * 3, "all", 30, seed=0)
-    assert all(len({i.scene, i.identity, i.expression}) == 3 for i in two)
-    assert all(2 in (i.scene, i.identity) for i in two)  # the identity is of the other person, and then none is left
-    assert make_items(["a"], ["ann"], ["test"], "all", 2, seed=0) == [Item(0, 0, 0)] * 2
-    nameless = make_items(["a", "b", "c"], ["", "", ""], ["train"] * 3, "all", 9, seed=0, use=None)
-    assert all(len({i.scene, i.identity, i.expression}) == 3 for i in nameless)
-
-
-def test_unusable_requests_are_refused():
-    with pytest.raises(InputError, match="'swap'.*all, identity, expression, reconstruct"):
-        make_items(IDS, PEOPLE, SPLIT, "swap", 5, seed=0)
-    with pytest.raises(InputError, match="on 0 items"):
-        make_items(IDS, PEOPLE, SPLIT, "all", 0, seed=0)
-    with pytest.raises(NotReady, match="'test'"):
-        make_items(["a"], ["ann"], ["train"], "all", 1, seed=0)
-
-
-# --- evaluation ---------------------------------------------------------------------------------------------------------
+from diffsfsr.face.images import read
+from diffsfsr.face.parsing import parser
+from diffsfsr.face.pose import pose_estimator
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +24,8 @@ def faces(six_people):
     found = alignment.align_all(read(six_people), 128)
     assert len(found) == 6
     ids, people = [f"t1/{i}" for i in range(6)], [f"person {i}" for i in range(6)]
-    return Faces(ids, people, [f.crop for f in found], np.stack([f.crop_landmarks for f in found]))
+    labels = [{"emotion": f"mood {i}"} for i in range(6)]
+    return Faces(ids, people, [f.crop for f in found], np.stack([f.crop_landmarks for f in found]), labels)
 
 
 class _Pixels:
@@ -92,7 +33,11 @@ class _Pixels:
 
     name, version, independent, centred = "pixels", "0", True, True
 
+    def __init__(self):
+        self.seen = 0
+
     def __call__(self, images, landmarks):
+        self.seen += len(images)
         return torch.nn.functional.adaptive_avg_pool2d(images, 12).flatten(1)
 
 
@@ -103,35 +48,70 @@ def _expression(images, landmarks):
     return torch.stack([opening, (landmarks[:, 48] - landmarks[:, 54]).norm(dim=1)], 1) / eyes[:, None]
 
 
-def _copy(faces, role):
-    def generate(items, seeds):
-        return torch.cat([to_tensor(faces.crops[getattr(item, role)]) for item in items])
-
-    return generate
-
-
-def _evaluate(faces, items, generate, task="all", **options):
-    return evaluate(items, faces, generate, _Pixels(), _expression, task=task, **options)
+def _coefficients(images, landmarks):
+    """The 52 with the mouth's opening and width in their places, zero elsewhere."""
+    made = torch.zeros(len(images), len(NAMES))
+    opening, width = _expression(images, landmarks).unbind(1)
+    made[:, NAMES.index("jawOpen")], made[:, NAMES.index("mouthSmileLeft")] = opening, width
+    return made
 
 
-def _items(faces, task, n=12):
-    return make_items(faces.ids, faces.people, ["test"] * 6, task, n, seed=0)
+class Copy:
+    """The photograph that plays a role, changed by `change(picture, item, seed)`."""
+
+    name, version = "copy", "1"
+
+    def __init__(self, faces, role, change=None):
+        self.faces, self.role, self.change = faces, role, change or (lambda picture, item, seed: picture)
+
+    def __call__(self, items, seeds):
+        return [self.change(self.faces.crops[getattr(item, self.role)], item, seed) for item, seed in zip(items, seeds, strict=True)]
+
+
+def _judges(**others):
+    return Judges(**({"identity": _Pixels(), "expression": _expression, "pose": pose_estimator("pnp"), "region": parser("hull")} | others))
+
+
+def _pairs(faces, task, n=12, seed=0):
+    return make_pairs(faces, ["test"] * 6, task, n, seed)
+
+
+def _evaluate(faces, pairs, role="scene", change=None, judges=None, **options):
+    return evaluate(Outputs(None, Copy(faces, role, change), pairs, faces), References(faces, judges or _judges()), **options)
+
+
+# --- known answers ------------------------------------------------------------------------------------------------------
 
 
 def test_copied_identities_score_100_and_another_role_does_not(faces):
-    items = _items(faces, "all")
-    copied = _evaluate(faces, items, _copy(faces, "identity"))
-    assert copied.column("found").all() and copied.gallery == len({i.identity for i in items})
+    pairs = _pairs(faces, "all")
+    copied = _evaluate(faces, pairs, "identity")
+    assert copied.column("found").all() and copied.gallery == len({i.identity for i in pairs.items})
     assert copied.column("id_top1").mean() == 1 and (copied.column("id_rank") == 1).all()
     np.testing.assert_allclose(copied.column("id_cosine"), 1, atol=1e-6)
     assert (copied.column("pose_error") > 1).all()  # heads of six people in a group do not all point one way
-    scene = _evaluate(faces, items, _copy(faces, "scene"))
+    scene = _evaluate(faces, pairs, "scene")
     assert scene.column("id_top1").mean() == 0
+    np.testing.assert_allclose(scene.column("id_scene_cosine"), 1, atol=1e-6)
+    np.testing.assert_allclose(copied.column("id_scene_cosine"), scene.column("id_cosine"), atol=1e-6)
     found_again = scene.column("pose_error")  # in the crop of 64 pixels, where the one turned face is 8 degrees off
     assert np.sort(found_again)[-3] < 2 and found_again.max() < 10
     assert scene.column("pose_error").mean() < copied.column("pose_error").mean() / 2
-    expression = _evaluate(faces, items, _copy(faces, "expression"))
+    expression = _evaluate(faces, pairs, "expression")
     assert expression.column("expression_distance").mean() < 0.5 * scene.column("expression_distance").mean()
+
+
+def test_shuffled_identities_score_about_one_in_as_many(faces):
+    """Each output is of somebody, drawn by its seed: of six people one in six is right."""
+    pairs = _pairs(faces, "all", 240)
+
+    def somebody(picture, item, seed):
+        return faces.crops[np.random.default_rng(seed).integers(6)]
+
+    places = [SimpleNamespace(landmarks=points) for points in faces.landmarks]  # wherever a face is wanted one stands there
+    result = _evaluate(faces, pairs, "scene", somebody, find_faces=lambda picture, size: places)
+    assert result.gallery == 6
+    assert result.column("id_top1").mean() == pytest.approx(1 / 6, abs=0.08)  # three standard errors are .07
 
 
 def test_a_common_part_of_all_embeddings_is_no_likeness(faces):
@@ -141,45 +121,161 @@ def test_a_common_part_of_all_embeddings_is_no_likeness(faces):
         def __call__(self, images, landmarks):
             return super().__call__(images, landmarks) + 50.0
 
-    items = _items(faces, "all")
+    pairs = _pairs(faces, "all")
     raw, centred = Crowded(), Crowded()
     raw.centred = False
-    values = [evaluate(items, faces, _copy(faces, "scene"), j, _expression, task="all").column("id_cosine") for j in (raw, centred)]
+    values = [_evaluate(faces, pairs, judges=_judges(identity=judge)).column("id_cosine") for judge in (raw, centred)]
     assert (values[0] > 0.99).all() and abs(values[1].mean()) < 0.5
 
 
+def test_expression_by_the_independent_judge(faces):
+    pairs = _pairs(faces, "expression", 6)
+    result = _evaluate(faces, pairs, "expression", judges=_judges(coefficients=_coefficients))
+    wanted = _coefficients(torch.zeros(6, 1), torch.from_numpy(faces.landmarks)).numpy()[[i.expression for i in pairs.items]]
+    np.testing.assert_allclose(result.column("jaw_open_wanted"), wanted[:, NAMES.index("jawOpen")], atol=1e-6)
+    np.testing.assert_allclose(result.column("smile_wanted"), wanted[:, NAMES.index("mouthSmileLeft")] / 2, atol=1e-6)  # one side of two
+    # The coefficients are the other judge's two numbers, so that the distances are the same.
+    np.testing.assert_allclose(result.column("blendshape_distance"), result.column("expression_distance"), atol=1e-6)
+    np.testing.assert_allclose(result.column("smile"), result.column("smile_wanted"), atol=0.1)
+    without = _evaluate(faces, pairs, "expression")
+    assert np.isnan(without.column("blendshape_distance")).all() and np.isnan(without.column("smile_wanted")).all()
+
+
+# --- degradations -------------------------------------------------------------------------------------------------------
+
+FACE = [name for name in MEASURED if name.startswith("id_")]
+
+
+def _moved(faces, change, task="reconstruct", judges=None):
+    """The names of the metrics that a change of the scene's own picture makes worse or other, beyond rounding."""
+    pairs, judges = _pairs(faces, task, 6), judges or _judges()
+    plain, changed = (_evaluate(faces, pairs, "scene", how, judges) for how in (None, change))
+    return {name for name in MEASURED if not np.allclose(plain.column(name), changed.column(name), equal_nan=True, atol=1e-6)}
+
+
+def test_one_byte_of_the_background_moves_the_background_alone_beside_the_pixels(faces):
+    def touched(picture, item, seed):
+        made = picture.copy()
+        made[0, 0] ^= 1  # far from the face and from its edge
+        return made
+
+    assert _moved(faces, touched) <= {"background", "mse", "psnr", "ssim", *FACE}  # the judge here sees every pixel
+    result = _evaluate(faces, _pairs(faces, "all", 6), "scene", touched)
+    assert (result.column("background") == 1).all()
+
+
+def test_blur_moves_the_pixels_and_neither_identity_nor_pose(faces):
+    import cv2
+
+    def blurred(picture, item, seed):
+        inside = parser("hull").masks(picture[None], faces.landmarks[[item.scene]])[0][..., None] > 0
+        return np.where(inside, cv2.GaussianBlur(picture, (0, 0), 1.0), picture)
+
+    pairs = _pairs(faces, "reconstruct", 6)
+    plain, made = _evaluate(faces, pairs), _evaluate(faces, pairs, change=blurred)
+    assert (made.column("mse") > plain.column("mse") + 1).all() and (made.column("psnr") < 45).all() and (made.column("ssim") < 0.999).all()
+    assert (made.column("background") == 0).all() and (made.column("id_top1") == 1).all()
+    assert np.median(abs(made.column("pose_error") - plain.column("pose_error"))) < 1.5
+
+
+def test_a_wrong_identity_moves_identity_and_not_the_pose(faces):
+    pairs = _pairs(faces, "identity", 12)
+    people = np.array([item.identity for item in pairs.items])
+    wrong = [Item(item.scene, int((item.identity + 1) % 6), item.expression) for item in pairs.items]
+
+    def labelled(chosen):
+        """The scene with the identity's own colours in one corner of the judge's grid: all that this judge goes by."""
+
+        class ByCorner(_Pixels):
+            centred = False
+
+            def __call__(self, images, landmarks):
+                return torch.nn.functional.one_hot(((images[:, 0, 0, 0] + 1) * 127.5).round().long().clamp(0, 5), 6).float() + 0.1
+
+        marked = [crop.copy() for crop in faces.crops]
+        for i, crop in enumerate(marked):
+            crop[0, 0, 0] = i
+        known = Faces(faces.ids, faces.people, marked, faces.landmarks)
+        place = {seed: who.identity for seed, who in zip(pairs.seeds, chosen, strict=True)}
+
+        def wearing(picture, item, seed):
+            made = picture.copy()
+            made[0, 0, 0] = place[seed]
+            return made
+
+        return _evaluate(known, pairs, "scene", wearing, _judges(identity=ByCorner()))
+
+    right, other = labelled(pairs.items), labelled(wrong)
+    assert (right.column("id_top1") == 1).all() and (other.column("id_top1") == 0).all() and len(set(people)) > 1
+    assert (other.column("id_cosine") < right.column("id_cosine")).all()
+    for name in ("pose_error", "expression_distance", "seam", "found"):
+        np.testing.assert_allclose(other.column(name), right.column(name), atol=1e-6)
+
+
+def test_a_turned_head_moves_the_pose_and_not_the_expression(faces):
+    import cv2
+
+    turn = 8.0
+
+    def turned(picture, item, seed):
+        centre = tuple(float(v) for v in faces.landmarks[item.scene].mean(axis=0))
+        return cv2.warpAffine(picture, cv2.getRotationMatrix2D(centre, turn, 1.0), picture.shape[1::-1], borderMode=cv2.BORDER_REFLECT)
+
+    pairs = _pairs(faces, "reconstruct", 6)
+    plain, made = _evaluate(faces, pairs), _evaluate(faces, pairs, change=turned)
+    assert np.median(made.column("pose_error")) == pytest.approx(turn, abs=1.5)  # roll is in the picture's plane
+    assert np.median(plain.column("pose_error")) < 2
+    assert np.median(made.column("expression_distance")) < np.median(plain.column("expression_distance")) + 0.05
+
+
+def test_a_repainted_face_shows_as_a_seam_and_leaves_the_background(faces):
+    def pale(picture, item, seed):
+        inside = parser("hull").masks(picture[None], faces.landmarks[[item.scene]])[0][..., None] > 0
+        return np.where(inside, np.clip(picture.astype(int) + 40, 0, 255), picture).astype(np.uint8)
+
+    pairs = _pairs(faces, "reconstruct", 6)
+    made = _evaluate(faces, pairs, change=pale)
+    assert (_evaluate(faces, pairs).column("seam") == 0).all()
+    # An untouched background beside a lighter face: where the face was the darker side already, the jump may also shrink.
+    assert (abs(made.column("seam")) > 1).all() and (made.column("background") == 0).all()
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------------
+
+
 def test_rows_name_their_faces_and_mse_is_of_reconstructions_only(faces):
-    made = _evaluate(faces, _items(faces, "reconstruct", 4), lambda i, s: _copy(faces, "scene")(i, s) + 10 / 127.5, task="reconstruct")
+    def lighter(picture, item, seed):
+        return np.clip(picture.astype(int) + 10, 0, 255).astype(np.uint8)
+
+    made = _evaluate(faces, _pairs(faces, "reconstruct", 4), change=lighter)
     unclipped = [((np.clip(c + 10.0, 0, 255) - c) ** 2).mean() for c in (faces.crops[faces.ids.index(r["scene"])] for r in made.rows)]
     np.testing.assert_allclose(made.column("mse"), unclipped, rtol=1e-5)
     row = made.rows[2]
     assert row["task"] == "reconstruct" and row["item"] == 2 and row["scene"] == row["identity"] == row["expression"]
-    assert row["distinct"] is True and row["found"] is True and row["seed"] == item_seed(0, 2)
-    swapped = _evaluate(faces, _items(faces, "all", 2), _copy(faces, "scene"))
-    assert [r["mse"] for r in swapped.rows] == [None, None]
+    assert row["distinct"] is True and row["found"] is True and row["seed"] == item_seed(0, 2) and row["method"] == "copy"
+    assert row["emotion"] == f"mood {faces.ids.index(row['expression'])}" and row.keys() == set(ITEMS.names)
+    swapped = _evaluate(faces, _pairs(faces, "all", 2))
+    assert all(r[name] is None for r in swapped.rows for name in ("mse", "psnr", "ssim"))
 
 
 def test_a_failed_output_is_counted_wrong_and_missing_never_zero(faces):
-    items = _items(faces, "all", 5)
+    pairs = _pairs(faces, "all", 5)
 
-    def generate(part, seeds):
-        made = _copy(faces, "identity")(part, seeds)
-        for place, item in enumerate(part):
-            if item in (items[1], items[3]):
-                made[place] = 0.0 if item == items[1] else float("nan")
-        return made
+    def change(picture, item, seed):
+        return {pairs.seeds[1]: np.zeros_like(picture), pairs.seeds[3]: None}.get(seed, picture)
 
-    result = _evaluate(faces, items, generate)
+    result = _evaluate(faces, pairs, "identity", change)
     assert [r["found"] for r in result.rows] == [True, False, True, False, True]
     for row in (result.rows[1], result.rows[3]):
         assert row["id_top1"] == 0 and row["id_top5"] == 0
         assert all(row[k] is None for k in ("id_cosine", "id_rank", "expression_distance", "pose_error"))
+    assert result.rows[1]["background"] > 0 and result.rows[3]["background"] is None  # there is a picture, and there is none
     assert metrics.bootstrap_interval(result.column("id_top1")).mean == pytest.approx(0.6)
     assert metrics.bootstrap_interval(result.column("id_cosine")).mean == pytest.approx(1.0, abs=1e-6)
 
 
 def test_no_face_in_any_output(faces):
-    result = _evaluate(faces, _items(faces, "all", 3), lambda items, seeds: torch.zeros(len(items), 3, 128, 128))
+    result = _evaluate(faces, _pairs(faces, "all", 3), change=lambda picture, item, seed: np.zeros_like(picture))
     assert not result.column("found").any() and result.column("id_top1").sum() == 0
     assert np.isnan(result.column("pose_error")).all()
 
@@ -191,39 +287,56 @@ def test_a_bystander_is_not_taken_for_the_face(faces):
     def both(picture, size):
         return [*bystander(picture, size), SimpleNamespace(landmarks=faces.landmarks[0] + 1.0)]
 
-    items = [Item(0, 0, 0)]
-    assert _evaluate(faces, items, _copy(faces, "scene"), "reconstruct", find_faces=bystander).rows[0]["found"] is False
-    row = _evaluate(faces, items, _copy(faces, "scene"), "reconstruct", find_faces=both).rows[0]
+    pairs = pair_list(faces, "reconstruct", [Item(0, 0, 0)], [7])
+    assert _evaluate(faces, pairs, find_faces=bystander).rows[0]["found"] is False
+    row = _evaluate(faces, pairs, find_faces=both).rows[0]
     assert row["found"] is True and row["pose_error"] == pytest.approx(0, abs=0.1)
 
 
 def test_noise_belongs_to_the_item_and_batches_change_nothing(faces):
-    seen = {}
+    def noisy(picture, item, seed):
+        return np.clip(picture + np.random.default_rng(seed).normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
 
-    def generate(items, seeds):
-        seen.update(zip(seeds, items, strict=True))
-        noise = [torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return _copy(faces, "identity")(items, seeds) + 0.05 * torch.stack(noise)
-
-    items, steps = _items(faces, "identity", 5), []
-    one = _evaluate(faces, items, generate, "identity", batch=1, seed=7)
-    many = _evaluate(faces, items, generate, "identity", batch=4, seed=7, progress=lambda done, of: steps.append((done, of)))
-    assert len(seen) == 5 and steps == [(4, 5), (5, 5)]
+    pairs, steps = _pairs(faces, "identity", 5, seed=7), []
+    one = _evaluate(faces, pairs, "identity", noisy, batch=1)
+    many = _evaluate(faces, pairs, "identity", noisy, batch=4, progress=lambda done, of: steps.append((done, of)))
+    assert steps == [(4, 5), (5, 5)] and len({row["seed"] for row in one.rows}) == 5
     for a, b in zip(one.rows, many.rows, strict=True):
         assert a.keys() == b.keys()
         assert all(a[k] == pytest.approx(b[k], abs=1e-5) if isinstance(a[k], float) else a[k] == b[k] for k in a)
-    assert all((x == y).all() for a, b in zip(one.pictures, many.pictures, strict=True) for x, y in zip(a, b, strict=True))
 
 
-def test_pictures_are_of_the_first_items_in_four_rows(faces):
-    items = _items(faces, "all", 5)
-    result = _evaluate(faces, items, _copy(faces, "identity"), pictures=3, batch=2)
-    assert [len(row) for row in result.pictures] == [3, 3, 3, 3]
-    scene, identity, expression, output = result.pictures
-    assert all((faces.crops[item.scene] == picture).all() for item, picture in zip(items, scene, strict=False))
-    assert all((a == b).all() for a, b in zip(identity, output, strict=True))
+# --- shared and stored --------------------------------------------------------------------------------------------------
 
 
-def test_a_generator_that_returns_something_else_is_refused(faces):
-    with pytest.raises(ValueError, match=r"\(1, 3, 64, 64\) for 2 items with crops of side 128"):
-        _evaluate(faces, _items(faces, "all", 2), lambda items, seeds: torch.zeros(1, 3, 64, 64))
+def test_the_photographs_are_looked_at_once_for_all_methods_and_tasks(faces):
+    judge = _Pixels()
+    references = References(faces, _judges(identity=judge))
+    for task in ("all", "identity"):
+        for role in ("scene", "identity"):
+            evaluate(Outputs(None, Copy(faces, role), _pairs(faces, task, 12), faces), references)
+    assert judge.seen == 6 + 4 * 12  # six photographs, and every output
+
+
+def test_fid_is_between_the_outputs_and_the_photographs(faces):
+    def features(pictures):
+        return pictures.mean(axis=(1, 2))
+
+    pairs = pair_list(faces, "reconstruct", [Item(i, i, i) for i in range(6)], list(range(6)))
+    same = _evaluate(faces, pairs, judges=_judges(inception=features))
+    assert same.fid == pytest.approx(0, abs=1e-6) and same.fid_note == "between 6 outputs and 6 photographs"
+    shifted = _evaluate(faces, pairs, change=lambda p, i, s: np.maximum(p, 3) - np.uint8(3), judges=_judges(inception=features))
+    assert shifted.fid == pytest.approx(27, rel=0.1)  # three channels by almost 3 each
+    without = _evaluate(faces, pairs, judges=_judges(absent={"fid": "missing: inception"}))
+    assert without.fid is None and without.fid_note == "missing: inception" and without.judges["fid"] == "missing: inception"
+
+
+def test_what_was_saved_is_read_again(faces, tmp_path):
+    result = _evaluate(faces, _pairs(faces, "all", 4), change=lambda picture, item, seed: None)
+    result.save(tmp_path / "copy", version="1")
+    again = Result.load(tmp_path / "copy")
+    assert again == result and again.outputs is None  # rows with nothing in them too
+    assert tables.read(tmp_path / "copy" / "items.parquet").schema.names == ITEMS.names
+    (tmp_path / "copy" / "method.json").unlink()
+    with pytest.raises(OSError):
+        Result.load(tmp_path / "copy")

@@ -665,10 +665,11 @@ def test_what_a_preset_needs() -> None:
         dln__backbone="facenet",
         dln__triplets=["labels", "blendshapes"],
         evaluation__judge="glintr100",
+        evaluation__pose="fsanet",
     )
     parser = ("segformer-face-parsing-config", "segformer-face-parsing-preprocessor", "segformer-face-parsing")
     named = ("dlib-landmarks-68", "scrfd-10g", "w600k_r50", "facenet", *parser, "facemesh", "blendshapes")
-    assert weights.used_by(row) == (*named, "glintr100")
+    assert weights.used_by(row) == (*named, "glintr100", "fsanet-1x1", "fsanet-var")
     assert weights.used_by(row, judged=False) == named
     both = changed("lab", conditioning__identity=["glintr100"], evaluation__judge="glintr100")
     assert "glintr100" in weights.used_by(both, judged=False)  # it judges, but it made the portrait too

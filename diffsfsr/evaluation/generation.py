@@ -1,4 +1,4 @@
-"""What a protocol measures of our own model: outputs on aligned faces, finished as a portrait is."""
+"""Our own model as a method: outputs on aligned faces, finished as a portrait is."""
 
 from __future__ import annotations
 
@@ -8,28 +8,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsfsr.evaluation.protocols import Faces, Generate, Item
+from diffsfsr import tables
+from diffsfsr.evaluation.items import Faces, Item, Picture, roles
 from diffsfsr.face.alignment import paste_back
 from diffsfsr.face.images import to_tensor
 from diffsfsr.portrait.compose import FEATHER, Studio
 
 _IN_PLACE = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+_RECIPE = 1  # goes up with every change of what is made below
 
 
-def crop_generator(studio: Studio, faces: Faces) -> Generate:
-    """items, seeds -> (B, 3, S, S): each scene's crop with the generated face pasted in, the rest of it untouched."""
+class Ours:
+    """Each scene's crop with the generated face pasted in, the rest of it untouched."""
 
-    def chosen(indices: list[int]) -> tuple[Tensor, Tensor]:
-        images = to_tensor(np.stack([faces.crops[i] for i in indices]))
-        return images.to(studio.device), torch.from_numpy(np.float32(faces.landmarks[indices])).to(studio.device)
+    def __init__(self, studio: Studio, faces: Faces, weights: str, name: str = "ours") -> None:
+        """`weights`: the hash of the model's files. Which of its encoders are on this machine counts too: the others' slots are null."""
+        self.studio, self.faces, self.name = studio, faces, name
+        self.version = tables.fingerprint(weights, sorted(studio.absent), str(studio.device.type), FEATHER, _RECIPE)
 
     @torch.inference_mode()
-    def generate(items: Sequence[Item], seeds: Sequence[int]) -> Tensor:
-        scenes = [item.scene for item in items]
-        who, how = chosen([item.identity for item in items]), chosen([item.expression for item in items])
-        masks = studio.parser.masks(np.stack([faces.crops[i] for i in scenes]), faces.landmarks[scenes])
-        made = studio.generate(chosen(scenes)[0], masks, studio.identity(*who), studio.dln(*how), seeds)
-        pasted = [paste_back(faces.crops[i], crop, _IN_PLACE, mask, FEATHER) for i, crop, mask in zip(scenes, made, masks, strict=True)]
-        return to_tensor(np.stack(pasted))
+    def __call__(self, items: Sequence[Item], seeds: Sequence[int]) -> list[Picture | None]:
+        """Finished crops, (S, S, 3) uint8. Alone or with others, an item gives the same but for rounding."""
+        return self.painted(items, self.expressions(roles(items, "expression")), seeds)
 
-    return generate
+    @torch.inference_mode()
+    def expressions(self, indices: Sequence[int]) -> Tensor:
+        """(B, 16), unit length: what those faces show."""
+        return self.studio.dln(*self._seen(indices))
+
+    @torch.inference_mode()
+    def painted(self, items: Sequence[Item], expressions: Tensor, seeds: Sequence[int]) -> list[Picture | None]:
+        """The items with other expressions (B, 16) than those of their expression images."""
+        scenes, studio = roles(items, "scene"), self.studio
+        crops = np.stack([self.faces.crops[i] for i in scenes])
+        masks = studio.parser.masks(crops, self.faces.landmarks[scenes])
+        who = studio.identity(*self._seen(roles(items, "identity")))
+        made = studio.generate(to_tensor(crops).to(studio.device), masks, who, expressions, seeds)
+        return [paste_back(scene, crop, _IN_PLACE, mask, FEATHER) for scene, crop, mask in zip(crops, made, masks, strict=True)]
+
+    def _seen(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        images = to_tensor(np.stack([self.faces.crops[i] for i in indices]))
+        landmarks = torch.from_numpy(np.float32(self.faces.landmarks[list(indices)]))
+        return images.to(self.studio.device), landmarks.to(self.studio.device)

@@ -1,4 +1,4 @@
-"""The paper's four metrics (sec. 4), one value per item, and the intervals around their means.
+"""The paper's four metrics (sec. 4) and what stands beside them, one value per item, and the intervals around their means.
 
 A value that could not be computed, because no face was found in an output or an embedding is not finite, is NaN: never zero,
 and never dropped without being counted. Means of distances and cosines are over the items found; retrieval counts an item
@@ -64,10 +64,66 @@ def pose_distance(pred: Any, ref: Any) -> np.ndarray:
     return np.sqrt((turn**2).sum(axis=1))
 
 
-def mse_255(pred: Any, ref: Any) -> np.ndarray:
-    """MSE (sec. 4): (B, 3, S, S) images in [-1, 1] -> (B,) mean square difference on the 0-255 scale, clamped, not rounded."""
-    gap = (np.clip(_array(pred), -1, 1) - np.clip(_array(ref), -1, 1)) * 127.5
-    return (gap**2).reshape(len(gap), -1).mean(axis=1)
+def mse(pred: np.ndarray, ref: np.ndarray) -> float:
+    """MSE (sec. 4): the mean square difference of two (S, S, 3) uint8 pictures."""
+    return float(((pred.astype(np.float64) - ref) ** 2).mean())
+
+
+def psnr(pred: np.ndarray, ref: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two (S, S, 3) uint8 pictures in dB, by scikit-image.
+
+    Of equal pictures it is infinite: they get the largest finite value, that of a difference of 1 in a single byte.
+    """
+    from skimage.metrics import peak_signal_noise_ratio
+
+    if np.array_equal(pred, ref):
+        return float(10 * np.log10(255.0**2 * ref.size))
+    return float(peak_signal_noise_ratio(ref, pred, data_range=255))
+
+
+def ssim(pred: np.ndarray, ref: np.ndarray) -> float:
+    """Structural similarity (Wang et al. 2004) of two (S, S, 3) uint8 pictures by scikit-image, mean over channels: 1 for equal ones."""
+    from skimage.metrics import structural_similarity
+
+    return float(
+        structural_similarity(ref, pred, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    )
+
+
+def background_difference(pred: np.ndarray, scene: np.ndarray, mask: np.ndarray) -> float:
+    """The largest difference of any byte of (S, S, 3) uint8 pictures where mask (S, S) is 0: after an exact paste-back 0."""
+    gap = np.abs(pred.astype(np.int16) - scene)[mask == 0]
+    return float(gap.max(initial=0))
+
+
+_RING = 0.08  # of the crop's side: how wide the rings on both sides of a seam are; wider than a paste's blend
+
+
+def seam(pred: np.ndarray, scene: np.ndarray, mask: np.ndarray) -> float:
+    """How much more the colour jumps at the mask's edge than it does in the scene: 0 where nothing is to be seen; below 0 it jumps less.
+
+    A jump is the mean absolute difference between the mean Lab colours (CIE 1976) of a ring inside mask (S, S) and one outside.
+    NaN where the mask has no inside or no outside.
+    """
+    rings = _rings(mask)
+    if not all(ring.any() for ring in rings):
+        return float("nan")
+    return _jump(pred, *rings) - _jump(scene, *rings)
+
+
+def _rings(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(S, S) bool each: the pixels inside and outside that are near to the other side."""
+    import cv2
+
+    inside, width = mask > 0, max(1.0, _RING * len(mask))
+    near = [cv2.distanceTransform(side.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= width for side in (inside, ~inside)]
+    return inside & near[0], ~inside & near[1]
+
+
+def _jump(picture: np.ndarray, inner: np.ndarray, outer: np.ndarray) -> float:
+    from skimage.color import rgb2lab
+
+    return float(np.abs(rgb2lab(picture[inner]).mean(axis=0) - rgb2lab(picture[outer]).mean(axis=0)).mean())
 
 
 def _unit(vectors: Any) -> np.ndarray:

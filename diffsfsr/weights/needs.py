@@ -17,15 +17,16 @@ MADE_OF = {
     "blendshapes": ("facemesh", "blendshapes"),
     "segformer": ("segformer-face-parsing",),
     "insightface": ("scrfd-10g",),
+    "fsanet": ("fsanet-1x1", "fsanet-var"),
 }
 
 
 def used_by(preset: Preset, judged: bool = True) -> tuple[str, ...]:
     """Zoo names of the files that a preset needs, each with what must lie beside it. `judged` adds what only scores its portraits.
 
-    A network that the preset trains is no file of the zoo, but what it is trained from is named. evaluation.judge=any needs nothing.
+    A network that the preset trains is no file of the zoo, but what it is trained from is named. A judge that may be any needs nothing.
     """
-    return tuple(name for name, setting in _needed(_asked(preset)).items() if judged or setting != "evaluation.judge")
+    return tuple(name for name, setting in _needed(_asked(preset)).items() if judged or not setting.startswith("evaluation."))
 
 
 def used_to_prepare(preset: Preset) -> tuple[str, ...]:
@@ -97,6 +98,7 @@ def _asked(preset: Preset) -> Iterator[tuple[str, str]]:
         yield f"{part}.source={getattr(preset, part).source}", getattr(preset, part).source
     yield f"objective.loss_decoder={preset.objective.loss_decoder}", preset.objective.loss_decoder
     yield "evaluation.judge", preset.evaluation.judge
+    yield "evaluation.pose", preset.evaluation.pose
 
 
 def _asked_to_prepare(preset: Preset) -> Iterator[tuple[str, str]]:
