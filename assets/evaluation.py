@@ -1,30 +1,33 @@
-"""Evaluation: what a model makes of held-out people, measured item by item."""
+"""Evaluation: what a model makes of held-out people, measured item by item, beside every other method that was given the same items."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
 
-from assets import partitions
+from assets import heldout, partitions, version
+from assets.measuring import EVALUATION_VERSION, Bench, Tell, silent
 from assets.pictures import picture
 from assets.resources import RegistryResource, Settings, WorkspaceResource
 from assets.stores.registry import Registry, content_hash
-from assets.stores.workspace import Shard, Workspace, aligned
+from assets.stores.workspace import Workspace, aligned
 from assets.training import trained_model
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
 
-EVALUATION_VERSION = 1
-_HELD_OUT = 3  # people: a triplet of task `all` is of three
+if TYPE_CHECKING:  # they load torch
+    from diffsfsr.evaluation.items import Faces, PairList
+    from diffsfsr.evaluation.methods import Method
+    from diffsfsr.evaluation.protocols import Result
 
 
 class Model(dg.Config):
-    """Which model to evaluate: `trained`, the preset's newest, or an alias of the registry such as `champion`."""
+    """Which model to evaluate: `trained`, the preset's newest, or an alias of the registry such as `champion`, or a version's number."""
 
     model: str = "trained"
 
@@ -33,155 +36,147 @@ class Model(dg.Config):
 def evaluation_report(
     context: dg.AssetExecutionContext, config: Model, settings: Settings, workspace: WorkspaceResource, registry: RegistryResource
 ) -> dg.MaterializeResult:
-    """One report per task and data set: ID, Exp, Pose and MSE with intervals, a table and a grid of pictures."""
+    """One report per task and data set: our model between floor and ceiling and beside other methods, with intervals and pictures."""
     from diffsfsr.face.images import read
 
     preset = settings.resolve()
     keys = context.partition_key.keys_by_dimension  # type: ignore[attr-defined]
     folder, name = model_folder(workspace.open, registry.open, preset, config.model)
-    report = evaluate_model(workspace.open, folder, keys["dataset"], keys["task"], preset)
+    report = evaluate_model(workspace.open, folder, keys["dataset"], keys["task"], preset, context.log.info)
     numbers = json.loads((report / "report.json").read_text(encoding="utf-8"))
-    run_id = registry.open.open_run(f"evaluation-{report.parent.name}-{report.name}", kind="evaluation")
-    registry.open.log_stats(run_id, [{"step": 0} | flat(numbers)])
-    registry.open.log_folder(run_id, report)
-    registry.open.end_run(run_id)
+    told = logged(registry.open, report)
+    registry.open.note_content(content_hash(folder), **version.evaluation_tags({report.name: told}))
     return dg.MaterializeResult(
         metadata={
             "model": name,
             "table": dg.MetadataValue.md((report / "report.md").read_text(encoding="utf-8")),
             "grid": picture(_small(read(report / "grid.png"))),
             "report": dg.MetadataValue.path(str(report / "report.html")),
-            "mlflow_run": run_id,
+            "mlflow_run": told["run"],
             **flat(numbers),
         }
     )
 
 
+def logged(registry: Registry, report: Path) -> dict[str, Any]:
+    """A report in MLflow, once: its run there, its place here, and the fingerprints of the pair lists that it is about."""
+    numbers = json.loads((report / "report.json").read_text(encoding="utf-8"))
+    run_id = registry.open_run(f"evaluation-{report.parent.name}-{report.name}", kind="evaluation")
+    registry.log_stats(run_id, [{"step": 0} | flat(numbers)])
+    registry.log_folder(run_id, report)
+    registry.end_run(run_id)
+    return {"run": run_id, "report": f"{report.parent.name}/{report.name}", "pairs": pair_lists(report)}
+
+
+def pair_lists(report: Path) -> dict[str, str]:
+    """Task -> fingerprint of the pair list (evaluation.items.PairList) that a report was measured on."""
+    from diffsfsr.evaluation.items import ROLES
+    from diffsfsr.evaluation.report.files import read_results
+
+    results = read_results(report).items()
+    return {t: tables.fingerprint(t, [[*(row[role] for role in ROLES), row["seed"]] for row in r.rows]) for t, r in results}
+
+
 def model_folder(workspace: Workspace, registry: Registry, preset: Preset, model: str) -> tuple[Path, str]:
     """(folder, name) of the preset's newest model, or of the one behind an alias."""
     if model == "trained":
-        folder, version = workspace.need_network("diffusion", preset)
-        return folder, version
+        return workspace.need_network("diffusion", preset)
     found = registry.resolve(model)
     return found.folder, f"version {found.version}"
 
 
-def report_folder(workspace: Workspace, model: Path, dataset: str, task: str, preset: Preset) -> Path:
-    """Where the report of a model on a task lies; the same model, items and protocol find it again."""
-    return workspace.home / "reports" / _mark(workspace, model, dataset, preset)[:10] / f"{dataset}-{task}"
-
-
-def _mark(workspace: Workspace, model: Path, dataset: str, preset: Preset) -> str:
-    """What the measurements of a model on a data set are made from."""
-    e = preset.evaluation
-    marks = [tables.mark_of(workspace.file(aligned(preset), shard)) for shard in _shards(workspace, dataset, preset)]
-    return tables.fingerprint(content_hash(model), marks, e.items, e.judge, e.seed, preset.crop, EVALUATION_VERSION)
-
-
 def prepared_datasets(workspace: Workspace, preset: Preset) -> list[str]:
     """Data sets with faces of the preset's size. Raises NotReady where there is none."""
-    found = [
-        name for name in workspace.datasets() if any(_rows(workspace, shard, preset) for shard in _aligned_shards(workspace, name, preset))
-    ]
+    found = [name for name in workspace.datasets() if _has_faces(workspace, name, preset)]
     if not found:
         raise NotReady(f"no faces of {preset.crop} pixels are prepared yet; run `diffsfsr run prepare --preset {preset.name} --data DIR`")
     return found
 
 
-def _rows(workspace: Workspace, shard: Shard, preset: Preset) -> int:
-    return tables.read(workspace.file(aligned(preset), shard), ["face_id"]).num_rows
+def _has_faces(workspace: Workspace, dataset: str, preset: Preset) -> bool:
+    files = [workspace.file(aligned(preset), shard) for shard in workspace.shards(dataset)]
+    return any(tables.read(file, ["face_id"]).num_rows for file in files if file.exists())
 
 
-def _aligned_shards(workspace: Workspace, dataset: str, preset: Preset) -> list[Shard]:
-    return [s for s in workspace.shards(dataset) if workspace.file(aligned(preset), s).exists()]
+# --- one model ----------------------------------------------------------------------------------------------------------
 
 
-def _shards(workspace: Workspace, dataset: str, preset: Preset) -> list[Shard]:
-    ready = _aligned_shards(workspace, dataset, preset)
-    if not ready:
-        raise NotReady(f"data set {dataset!r} has no aligned faces of {preset.crop} pixels; run `diffsfsr run prepare --data DIR`")
-    return ready
+def report_folder(workspace: Workspace, model: Path, dataset: str, task: str, preset: Preset) -> Path:
+    """Where the report of a model on a task lies; the same model, items, judges and protocol find it again."""
+    from diffsfsr.evaluation.judges import chosen
+
+    e, faces = preset.evaluation, heldout.state(workspace, dataset, preset)
+    judges = chosen(preset), (workspace.network("dln", preset) or ("", ""))[1]
+    mark = tables.fingerprint(content_hash(model), faces, e.items, e.seed, preset.crop, judges, EVALUATION_VERSION)
+    return workspace.home / "reports" / mark[:10] / f"{dataset}-{task}"
 
 
-def evaluate_model(workspace: Workspace, model: Path, dataset: str, task: str, preset: Preset) -> Path:
-    """Evaluate a saved model on one task, unless that has been done; returns the report's folder."""
-    from diffsfsr.evaluation import report
+def evaluate_model(workspace: Workspace, model: Path, dataset: str, task: str, preset: Preset, tell: Tell = silent) -> Path:
+    """Evaluate a saved model on one task, unless that has been done beside the same other methods; returns the report's folder.
+
+    What was made and measured before a kill, for another task or for another report is not made or measured again.
+    """
+    from diffsfsr.evaluation.report import figures
+    from diffsfsr.evaluation.report.files import write_report
+    from diffsfsr.evaluation.report.overview import write_overview
 
     target = report_folder(workspace, model, dataset, task, preset)
-    if (target / "report.json").exists():
+    bench = Bench.of(workspace, dataset, preset)
+    lists = [bench.pairs(each) for each in (task, "reconstruct")]
+    if _beside(target) == bench.others(lists):
         return target
-    bench = _Bench(workspace, model, dataset, preset, _mark(workspace, model, dataset, preset))
-    results = [_measured(bench, each) for each in (task, "reconstruct")]
-    report.write_report(target, results, f"DiffSFSR, task {task}, on {dataset}", _loaded(bench).facts)
+    ours = _ours(bench, model, content_hash(model))
+    results = [bench.measure(ours, pairs, tell, ours=True) for pairs in lists]
+    others = [result for pairs in lists for result in (*bench.bounds(pairs, tell), *bench.stored(pairs, tell))]
+    facts = {
+        "data set": dataset,
+        "people": bench.held.told,
+        "preset": preset.name,
+        "training steps": ours.studio.preset.training.steps,
+        "model": content_hash(model),
+        "pair lists": ", ".join(f"{pairs.task} {pairs.fingerprint}" for pairs in lists),
+    }
+    shown = figures.showcase(ours, lists[0].items) if task == "all" else []
+    write_report(target, [*results, *others], f"DiffSFSR, task {task}, on {dataset}", facts, shown)
+    tables.write_json(target / "beside.json", bench.others(lists))
+    write_overview(target.parent, sorted(file.parent for file in target.parent.glob("*/report.json")))
     return target
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """A model and the faces it is measured on; `mark` tells apart what lay in the same places at another time."""
-
-    workspace: Workspace
-    model: Path
-    dataset: str
-    preset: Preset
-    mark: str
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    studio: Any
-    faces: Any
-    splits: list[str]
-    use: str | None  # the split to take items from; None for all
-    judge: Any
-    facts: dict[str, Any]
+def _beside(target: Path) -> Any:
+    """The methods that the report was written beside; None where there is no whole one."""
+    try:
+        return json.loads((target / "beside.json").read_text(encoding="utf-8")) if (target / "report.json").exists() else None
+    except (OSError, ValueError):
+        return None
 
 
 @lru_cache(maxsize=1)
-def _loaded(bench: _Bench) -> _Loaded:
-    from diffsfsr.evaluation.judges import pick_identity_judge
+def _ours(bench: Bench, model: Path, weights: str) -> Any:
+    from diffsfsr.evaluation.generation import Ours
     from diffsfsr.portrait.compose import Studio
 
-    studio, preset = Studio(bench.model), bench.preset
-    faces, splits = _faces(bench.workspace, bench.dataset, preset)
-    use = "test" if len({p for p, s in zip(faces.people, splits, strict=True) if s == "test"}) >= _HELD_OUT else None
-    facts = {
-        "data set": bench.dataset,
-        "people": "held out from training" if use else f"ALL, training people too: fewer than {_HELD_OUT} are held out",
-        "preset": preset.name,
-        "training steps": studio.preset.training.steps,
-        "model": content_hash(bench.model),
-    }
-    judge = pick_identity_judge(preset.evaluation.judge, studio.preset.conditioning.identity)
-    return _Loaded(studio, faces, splits, use, judge, facts)
+    return Ours(Studio(model), bench.faces, weights)
 
 
-@lru_cache(maxsize=2)
-def _measured(bench: _Bench, task: Any) -> Any:
-    """What the model made of a task's items. The reconstructions stand in every task's report, and are made once a process."""
-    from diffsfsr.evaluation import protocols
-    from diffsfsr.evaluation.generation import crop_generator
-
-    e, it = bench.preset.evaluation, _loaded(bench)
-    items = protocols.make_items(it.faces.ids, it.faces.people, it.splits, task, e.items, e.seed, it.use)
-    generate = crop_generator(it.studio, it.faces)
-    return protocols.evaluate(items, it.faces, generate, it.judge, it.studio.dln, task=task, seed=e.seed, batch=e.batch)
+# --- any method ---------------------------------------------------------------------------------------------------------
 
 
-def _faces(workspace: Workspace, dataset: str, preset: Preset) -> tuple[Any, list[str]]:
-    """A data set's aligned faces as evaluation.protocols.Faces, and their splits."""
-    from diffsfsr.evaluation.protocols import Faces
-    from diffsfsr.face.images import decode
+def evaluate_method(
+    workspace: Workspace,
+    make: "Callable[[Faces, PairList], Method]",
+    dataset: str,
+    task: str,
+    preset: Preset,
+    tell: Tell = silent,
+) -> "Result":
+    """Measure another method on a task's pair list and store its rows: every later report on that list shows them.
 
-    columns = ["face_id", "person", "split", "landmarks", "crop"]
-    table = workspace.table(aligned(preset), _shards(workspace, dataset, preset), columns)
-    if "test" in (splits := table["split"].to_pylist()):
-        held_out = [i for i, split in enumerate(splits) if split == "test"]
-        if len({table["person"][i].as_py() for i in held_out}) >= _HELD_OUT:  # the others need not be decoded
-            table, splits = table.take(held_out), ["test"] * len(held_out)
-    crops = [decode(png) for png in table["crop"].to_pylist()]
-    landmarks = np.array(table["landmarks"].to_pylist(), np.float32).reshape(-1, 68, 2)
-    return Faces(table["face_id"].to_pylist(), table["person"].to_pylist(), crops, landmarks), splits
+    `make` gives the method over the data set's faces and the list.
+    """
+    bench = Bench.of(workspace, dataset, preset)
+    pairs = bench.pairs(task)
+    return bench.measure(make(bench.faces, pairs), pairs, tell)
 
 
 def flat(numbers: dict[str, Any]) -> dict[str, float]:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from assets.registry import champion
 from assets.resources import CatalogueResource, QueueResource, RegistryResource, WorkspaceResource
 from assets.stores.catalogue import Catalogue
 from assets.stores.queue import Queue, Request
-from diffsfsr.emotions import choose_reference, resolve
+from assets.stores.served import Served
 from diffsfsr.errors import InputError, NotReady
 from diffsfsr.portrait.order import Order
+from diffsfsr.portrait.sitting import sit
+from diffsfsr.portrait.words import reference
 
 _LEASE_SECONDS = 120.0  # after which the requests of a holder that died are taken again
 
@@ -39,6 +42,7 @@ class Serving:
     version: str
     catalogue: Catalogue
     folder: Path
+    served: Served | None = None  # where embeddings of requests are kept for the drift check
 
     @classmethod
     def champion(cls, registry: Any, catalogue: Catalogue, folder: Path) -> "Serving":
@@ -46,17 +50,12 @@ class Serving:
         from diffsfsr.portrait.compose import Studio
 
         found = registry.resolve("champion")
-        return cls(Studio(found.folder), str(found.version), catalogue, folder)
+        return cls(Studio(found.folder), str(found.version), catalogue, folder, Served(folder.parent / "served"))
 
     def expression(self, word: str, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         """The (16,) reference embedding that stands for a word, and how it was found."""
         version = self.studio.dln.version
-        resolution = resolve(word, {k: n for k, n in self.catalogue.labels(version=version).items() if k})
-        found = [self.catalogue.by_label(label, version=version) for label in resolution.labels]
-        ids, vectors = [i for part, _ in found for i in part], np.concatenate([v for _, v in found])
-        chosen = choose_reference(vectors, seed=seed)
-        facts = {"word": word, "labels": list(resolution.labels), "how": resolution.how, "reference": ids[chosen], "among": len(ids)}
-        return vectors[chosen], facts
+        return reference(word, seed, self.catalogue.labels(version=version), partial(self.catalogue.by_label, version=version))
 
 
 @dg.asset(deps=[champion], kinds={"torch"}, group_name="service", pool="gpu")
@@ -163,30 +162,8 @@ def begin(order: Order, serving: Serving) -> Commission:
     started = time.perf_counter()
     order = order.check()
     inputs = order.inputs()
-    expression, resolution = serving.expression(order.emotion, order.seed) if order.task != "identity" else (None, None)
-    selfies, scene = photographs(order, serving)
-    wishes = {name: getattr(order, name) for name in ("task", "strength", "steps", "sampler", "seed", "face")}
-    sitting = serving.studio.sit(selfies, scene, expression, **wishes)
+    sitting, expression, resolution = sit(order, serving.studio, serving.expression)
     return Commission(order, inputs, sitting, expression, resolution, time.perf_counter() - started)
-
-
-def photographs(order: Order, serving: Serving) -> tuple[list[Any], np.ndarray]:
-    """The faces of an order's selfies, and its scene, painted where it is a prompt. Raises InputError for what cannot be used."""
-    from diffsfsr.portrait import scenes
-
-    pictures = {path: photograph(path) for path in dict.fromkeys((*order.selfies, order.scene)) if path}
-    scene = pictures[order.scene] if order.scene else scenes.from_prompt(order.prompt, order.seed)
-    return [serving.studio.face(pictures[path], f"selfie {path}") for path in order.selfies], scene
-
-
-def photograph(path: str) -> np.ndarray:
-    """HWC uint8 RGB. Raises InputError, naming the file, where it is no photograph."""
-    from diffsfsr.face.images import Rejected, read
-
-    try:
-        return read(Path(path))
-    except Rejected as rejected:
-        raise InputError(f"{path} cannot be used: {rejected.reason} ({rejected.detail}); give another photograph") from rejected
 
 
 def finish(commission: Commission, made: Any, serving: Serving, out: Path | None = None) -> dict[str, Any]:
@@ -200,12 +177,25 @@ def finish(commission: Commission, made: Any, serving: Serving, out: Path | None
     started = time.perf_counter()
     order, studio, c = commission.order, serving.studio, commission
     expression = b"" if c.expression is None else np.float32(c.expression).tobytes()
-    path = out or serving.folder / f"{order.name(c.inputs, serving.version, expression, studio.absent)}.png"
+    name = order.name(c.inputs, serving.version, expression, studio.absent)
+    path = out or serving.folder / f"{name}.png"
     write_image(path, made.image)
     seconds = c.seconds + made.timings["generate"] + made.timings["paste"] + time.perf_counter() - started
     sidecar = provenance.sidecar(path, order, c.inputs, c.resolution, serving.version, studio, made, seconds)
     provenance.write(path, sidecar)
+    if serving.served:
+        serving.served.keep(name, serving.version, _embeddings(commission))
     return sidecar
+
+
+def _embeddings(commission: Commission) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Of a portrait's inputs: catalogue column -> embedding, and the photographs behind it. The expression is the scene's own, since
+    the one it is given comes out of the catalogue."""
+    order, sitting, files = commission.order, commission.sitting, commission.inputs
+    scene = [files[order.scene]] if order.scene else [f"{order.prompt} {order.seed}"]
+    who = scene if order.task == "expression" else [files[path] for path in order.selfies]
+    identity = {f"id_{name}": (vector.cpu().numpy(), who) for name, vector in sitting.identity.items()}
+    return identity | {"expression": (sitting.own.cpu().numpy(), scene)}
 
 
 def fulfil(order: Order, serving: Serving, out: Path | None = None) -> tuple[dict[str, Any], np.ndarray]:

@@ -1,4 +1,4 @@
-"""Versions of the model in MLflow's registry: a new one enters as challenger, and takes over by alias when it has earned it."""
+"""Versions of the model in MLflow's registry: a new one enters as challenger, and takes over by alias when it has passed the gates."""
 
 import getpass
 import json
@@ -7,31 +7,66 @@ from typing import Any
 
 import dagster as dg
 
-from assets.evaluation import evaluate_model, evaluation_report, flat, model_folder, prepared_datasets
+from assets import gates, version
+from assets.evaluation import evaluate_model, evaluation_report, flat, logged, model_folder, prepared_datasets
 from assets.partitions import TASKS
-from assets.resources import RegistryResource, Settings, WorkspaceResource
-from assets.stores.registry import Registry
+from assets.resources import CatalogueResource, RegistryResource, Settings, WorkspaceResource
+from assets.stores.registry import ModelVersion, Registry
 from assets.stores.workspace import Workspace
 from assets.training import trained_model
+from diffsfsr import tables
 from diffsfsr.config import Preset
+from diffsfsr.errors import NotReady
 
-# A challenger must not be worse than the champion in any of these by more than chance would have it.
-GUARDED = ("id_cosine", "expression_distance", "pose_error", "mse", "failure_rate")
+_VERDICT = "verdict"  # a version's tag: against which champion it was judged, and how that went
+_TOLD = 10  # refusals in that tag: MLflow takes no long ones
+
+
+class Candidate(dg.Config):
+    """Which version is put forward: 0 registers the preset's newest trained model, another number names one that is registered."""
+
+    version: int = 0
+
+
+class Change(dg.Config):
+    """How the champion changes, and who wants it why. Without `who` it is the user that the process runs as."""
+
+    rollback: bool = False
+    who: str = ""
+    why: str = ""
 
 
 @dg.asset(deps=[trained_model, evaluation_report], kinds={"mlflow"}, group_name="release", pool="registry")
 def registered_model(
-    context: dg.AssetExecutionContext, settings: Settings, workspace: WorkspaceResource, registry: RegistryResource
+    context: dg.AssetExecutionContext,
+    config: Candidate,
+    settings: Settings,
+    workspace: WorkspaceResource,
+    catalogue: CatalogueResource,
+    registry: RegistryResource,
 ) -> dg.MaterializeResult:
-    """One version in MLflow's registry, as challenger: the preset's newest model with its figures."""
-    preset = settings.resolve()
-    folder, _ = model_folder(workspace.open, registry.open, preset, "trained")
-    figures = {task: flat(_numbers(report)) for task, report in _reports(workspace.open, folder, preset).items()}
-    run_id = registry.open.open_run(folder.parent.name, kind="diffusion")
-    tags = {"preset": preset.name, **{k: f"{v:.5g}" for f in figures.values() for k, v in f.items()}}
-    version = registry.open.register(folder, run_id, tags)
-    registry.open.end_run(run_id)
-    return dg.MaterializeResult(metadata={"version": version, "alias": "challenger", "run": folder.parent.name, **tags})
+    """One version in MLflow's registry, as challenger: weights, settings, encoders, data and figures, under one number."""
+    found = registry.open.resolve(config.version) if config.version else None
+    preset = preset_of(found, settings)
+    folder = found.folder if found else model_folder(workspace.open, registry.open, preset, "trained")[0]
+    reports = _reports(workspace.open, folder, preset)
+    evaluations = {report.name: logged(registry.open, report) for report in reports.values()}
+    if found:
+        registry.open.note(found.version, **version.evaluation_tags(evaluations))
+        number, shown = registry.open.challenge(found.version).version, registry.open.resolve(found.version).tags
+    else:
+        told = version.record(folder, evaluations)
+        shown = version.tags(told) | {k: f"{v:.5g}" for report in reports.values() for k, v in flat(_numbers(report)).items()}
+        run_id = registry.open.open_run(folder.parent.name, kind="diffusion")
+        with version.beside(told, catalogue.open) as files:
+            number = registry.open.register(folder, run_id, shown, files)
+        registry.open.end_run(run_id)
+    return dg.MaterializeResult(metadata={"version": number, "alias": "challenger", "run": folder.parent.name, **shown})
+
+
+def preset_of(found: ModelVersion | None, settings: Settings) -> Preset:
+    """The preset that a version was made with, with the run's changes; the run's own where there is no version."""
+    return Settings(preset=found.tags.get("preset", settings.preset) if found else settings.preset, changes=settings.changes).resolve()
 
 
 def _reports(workspace: Workspace, folder: Path, preset: Preset) -> dict[str, Path]:
@@ -44,44 +79,93 @@ def _numbers(report: Path) -> dict[str, Any]:
     return json.loads((report / "report.json").read_text(encoding="utf-8"))
 
 
+# --- the gates --------------------------------------------------------------------------------------------------------
+
+
 @dg.asset_check(asset=registered_model, blocking=True)
 def not_worse_than_champion(
     context: dg.AssetCheckExecutionContext, settings: Settings, workspace: WorkspaceResource, registry: RegistryResource
 ) -> dg.AssetCheckResult:
-    """The challenger against the champion on the same items: no guarded figure may be worse beyond its 95 % interval."""
-    passed, table = contest(workspace.open, registry.open, settings.resolve())
-    return dg.AssetCheckResult(passed=passed, metadata={"comparison": dg.MetadataValue.md(table)})
+    """The challenger before the gates (gates.toml): by itself, and against the champion on the same items."""
+    passed, table = contest(workspace.open, registry.open, settings)
+    return dg.AssetCheckResult(passed=passed, metadata={"comparison": dg.MetadataValue.md(table), "gates": str(gates.gates_file())})
 
 
-def contest(workspace: Workspace, registry: Registry, preset: Preset) -> tuple[bool, str]:
-    """(whether the challenger may become champion, the comparison as a Markdown table)."""
-    from diffsfsr.evaluation import report
+def contest(workspace: Workspace, registry: Registry, settings: Settings) -> tuple[bool, str]:
+    """(whether the challenger may become champion, the verdicts as a Markdown table); the challenger keeps a note of it."""
+    challenger, number = registry.resolve("challenger"), registry.champion
+    if number == challenger.version:
+        return True, f"Version {number} is champion and challenger."
+    preset = preset_of(challenger, settings)
+    verdicts = _verdicts(workspace, challenger, registry.resolve(number) if number else None, preset)
+    refused = gates.refusals(verdicts)
+    note = {
+        "champion": number,
+        "passed": not refused,
+        "refused": refused[:5],
+        "gates": tables.fingerprint(gates.read(preset.name).__dict__),
+    }
+    registry.note(challenger.version, **{_VERDICT: json.dumps(note)})
+    head = f"Version {challenger.version} against {f'champion {number}' if number else 'no champion: by itself'}.\n\n"
+    return not refused, head + gates.table(verdicts)
 
-    challenger = registry.resolve("challenger")
-    if not any("champion" in version.aliases for version in registry.versions()):
-        return True, "There is no champion yet: the challenger stands alone."
-    champion = registry.resolve("champion")
-    if champion.version == challenger.version:
-        return True, f"Version {champion.version} is champion and challenger."
-    ours, theirs = _reports(workspace, challenger.folder, preset), _reports(workspace, champion.folder, preset)
-    lines = ["| data set, task | figure | challenger - champion | verdict |", "| --- | --- | --- | --- |"]
-    passed = True
-    for name in ours:
-        old = report.read_results(theirs[name])
-        for task, result in report.read_results(ours[name]).items():
-            for figure, gap in report.compare(result, old[task]).items():
-                if figure in GUARDED and gap["mean"] is not None:
-                    worse = gap["better"] is False
-                    passed &= not worse
-                    shown = f"{gap['mean']:.3g} [{gap['low']:.3g}, {gap['high']:.3g}]"
-                    verdict = "WORSE" if worse else "better" if gap["better"] else "no difference"
-                    lines.append(f"| {name}, {task} | {figure} | {shown} | {verdict} |")
-    return passed, "\n".join(lines)
+
+def _verdicts(workspace: Workspace, challenger: ModelVersion, champion: ModelVersion | None, preset: Preset) -> list[gates.Verdict]:
+    wanted, new = gates.read(preset.name), _results(workspace, challenger.folder, preset)
+    if champion is None:
+        return gates.judge(new, None, wanted)
+    if (side := _crop(champion.folder)) != preset.crop:
+        told = f"the champion makes crops of {side} pixels, this version of {preset.crop}"
+        passed = wanted.without_comparison == "by-itself"
+        return [*gates.judge(new, None, wanted), gates.Verdict("all data sets", "without_comparison", told, passed, "no item in common")]
+    return gates.judge(new, _results(workspace, champion.folder, preset), wanted)
+
+
+def _results(workspace: Workspace, folder: Path, preset: Preset) -> dict[str, Any]:
+    """'<data set>, <task>' -> what was measured of a model there."""
+    from diffsfsr.evaluation.report.files import read_results
+
+    found: dict[str, Any] = {}
+    for name, report in _reports(workspace, folder, preset).items():
+        found |= {f"{name.rpartition(' ')[0]}, {task}": result for task, result in read_results(report).items()}
+    return found
+
+
+def _crop(folder: Path) -> int:
+    return json.loads((folder / "preset.json").read_text(encoding="utf-8"))["crop"]
+
+
+# --- the champion -----------------------------------------------------------------------------------------------------
 
 
 @dg.asset(deps=[registered_model], kinds={"mlflow"}, group_name="release", pool="registry")
-def champion(context: dg.AssetExecutionContext, registry: RegistryResource) -> dg.MaterializeResult:
-    """One alias: the version that portraits are made with. The challenger takes it once the check on it has passed."""
-    challenger = registry.open.resolve("challenger")
-    registry.open.promote(challenger.version, who=getpass.getuser(), why=f"passed not_worse_than_champion in run {context.run_id}")
-    return dg.MaterializeResult(metadata={"version": challenger.version, "folder": dg.MetadataValue.path(str(challenger.folder))})
+def champion(context: dg.AssetExecutionContext, config: Change, registry: RegistryResource) -> dg.MaterializeResult:
+    """One alias: the version that portraits are made with. The challenger takes it when it has passed the gates, or it is rolled back."""
+    who, before = config.who or getpass.getuser(), registry.open.champion
+    if config.rollback:
+        found = registry.open.rollback(who, config.why or f"rolled back in run {context.run_id}")
+    else:
+        found = _promoted(registry.open, who, config.why or f"passed the gates in run {context.run_id}")
+    told = {"version": found.version, "before": before, "folder": dg.MetadataValue.path(str(found.folder))}
+    return dg.MaterializeResult(metadata=told | {"history": dg.MetadataValue.md(told_as_table(registry.open))})
+
+
+def _promoted(registry: Registry, who: str, why: str) -> ModelVersion:
+    """The challenger, made champion in place of the version that it was compared with. Raises NotReady where it has not passed."""
+    challenger = registry.resolve("challenger")
+    if challenger.version == registry.champion:
+        return challenger
+    verdict = json.loads(challenger.tags.get(_VERDICT, "{}"))
+    if not verdict.get("passed"):
+        raise NotReady(f"version {challenger.version} has not passed the gates; run `diffsfsr run promote`")
+    registry.note(challenger.version, **version.pinned(challenger.tags))
+    return registry.promote(challenger.version, who, why, instead_of=verdict["champion"])
+
+
+def told_as_table(registry: Registry) -> str:
+    """The history of the champion as Markdown, newest first."""
+    lines = ["| when | who | what | from | to | why |", "| --- | --- | --- | --- | --- | --- |"]
+    for e in reversed(registry.history()):
+        what = e.action if e.happened else f"{e.action}, which came to nothing"
+        lines.append(f"| {e.at} | {e.who} | {what} | {e.before or '-'} | {e.after} | {' '.join(e.why.split()).replace('|', '/')} |")
+    return "\n".join(lines)

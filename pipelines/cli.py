@@ -181,10 +181,11 @@ def parser() -> Parser:
     _settings(bench)
     bench.add_argument("--seconds", type=float, default=3.0, help="least time to measure each row; default 3")
 
-    forget = _command(words, "forget", "look:forget", "erase a person, a face or a data set from every store", json=True)
+    forget = _command(words, "forget", "look:forget", "erase a person, a face, a data set or a portrait from every store", json=True)
     forget.add_argument("--person")
     forget.add_argument("--face", metavar="FACE_ID")
     forget.add_argument("--dataset", metavar="NAME")
+    forget.add_argument("--portrait", metavar="FILE", help="a finished portrait, its sidecar, and what is kept of the faces in it")
 
     verify = _command(words, "verify", "look:verify", "check a portrait against its sidecar", json=True)
     verify.add_argument("portrait", metavar="FILE")
@@ -245,13 +246,35 @@ def _jobs(words: Any) -> None:
     run.add_argument(
         "--data",
         metavar="PATH",
-        help="prepare: a folder of photographs, or a list to fetch (FEC's .csv, Emo135's .json or .csv); also looked for in DIFFSFSR_DATA; "
-        "default: those already known",
+        help="prepare: a folder of photographs or of videos, or a list to fetch (FEC's .csv, Emo135's .json or .csv); also looked for "
+        "in DIFFSFSR_DATA; default: those already known",
     )
     run.add_argument("--name", help="prepare: what to call the data set; default: the folder's name")
+    about = "prepare: which faces are held out: published (labels.csv, or the data set's own rule; the default) or whole people (person)"
+    run.add_argument("--split", choices=("published", "person"), default="", help=about)
     _settings(run)
-    run.add_argument("--model", default="trained", help="evaluate, midpoints: trained (the preset's newest) or champion")
+    run.add_argument(
+        "--model", default="trained", help="evaluate, midpoints: trained (the preset's newest), champion, challenger or a version's number"
+    )
+    _evaluation(run)
+    run.add_argument("--version", type=int, default=0, metavar="N", help="promote: a registered version instead of the newest model")
+    run.add_argument("--rollback", action="store_true", help="promote: back to the champion before this one")
+    run.add_argument("--why", default="", metavar="TEXT", help="promote: a reason, for the history")
     run.add_argument("--dry-run", action="store_true", help="print the resolved settings, of a training what it costs too, and do nothing")
+
+
+def _evaluation(run: argparse.ArgumentParser) -> None:
+    about = "evaluate: measure another method instead: a baseline, two of them as swap+reenact, or a name for --outputs"
+    run.add_argument("--method", default="", metavar="NAME", help=about)
+    run.add_argument("--outputs", default="", metavar="DIR", help="evaluate: what another program made of the pairs, with its manifest.csv")
+    about = "evaluate: write the pairs as another program needs them; with --method its pictures as scenes, for a second stage"
+    run.add_argument("--export-pairs", default="", metavar="DIR", help=about)
+    run.add_argument("--study", type=int, default=0, metavar="N", help="evaluate: a page that asks people about N items of each method")
+    run.add_argument("--out", default="", metavar="FILE", help="evaluate --study: the page, an .html")
+    run.add_argument("--answers", nargs="+", default=[], metavar="FILE", help="evaluate: what people answered, CSV or JSON, as tables")
+    run.add_argument(
+        "--ablations", action="store_true", help="evaluate: the preset's trained ablations side by side, as the paper's Table 3"
+    )
 
 
 def _settings(command: argparse.ArgumentParser) -> None:

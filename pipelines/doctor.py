@@ -36,6 +36,7 @@ _SETTINGS = {  # variable: what holds without it; of the first five, `Environmen
     "DIFFSFSR_DATA": "no folder: --data takes paths only",
     "DIFFSFSR_WEIGHTS": "no folder: weights come from packages and from the state folder",
     "DIFFSFSR_WEIGHTS_MIRROR": "none: weights come from their published addresses",
+    "DIFFSFSR_GATES": "the gates that come with the package: assets/gates.toml",
     "DIFFSFSR_CORES": "as many as there are cores",
     "DIFFSFSR_NODES": "1: training runs on this machine alone",
     "DIFFSFSR_NODE_RANK": "no number: needed where several machines train",

@@ -29,13 +29,34 @@ encode = dg.define_asset_job(
 )
 train = dg.define_asset_job("train", ["emotion_index", "trained_model"], description="Train the model, or go on where it stopped.")
 evaluate = dg.define_asset_job("evaluate", ["evaluation_report"], description="One task on one data set: measure a model.")
+compare = dg.define_asset_job("compare", ["method_rows"], description="One task on one data set: measure another method on our items.")
+ablations = dg.define_asset_job("ablations", ["ablation_table"], description="The trained ablations of a preset side by side.")
 midpoints = dg.define_asset_job(
     "midpoints", ["midpoint_study"], description="Which midpoint estimate is nearest to the truth, over t, on a trained model."
 )
+_CHAMPION = dg.AssetSelection.assets("champion").without_checks()
 promote = dg.define_asset_job(
-    "promote", ["registered_model", "champion"], description="Register the newest model; make it champion if it is not worse."
+    "promote",
+    dg.AssetSelection.assets("registered_model") | _CHAMPION,
+    description="Register the newest model, or put a version forward; make it champion if it passes the gates.",
 )
-generate = dg.define_asset_job("generate", ["portraits"], description="Make portraits for queued requests.")
+rollback = dg.define_asset_job(
+    "rollback",
+    _CHAMPION,
+    config={"ops": {"champion": {"config": {"rollback": True}}}},
+    description="Make the champion's predecessor the champion again.",
+)
+watch = dg.define_asset_job(
+    "watch",
+    dg.AssetSelection.checks(
+        dg.AssetCheckKey(dg.AssetKey("champion"), "holds_what_it_promised"),
+        dg.AssetCheckKey(dg.AssetKey("portraits"), "requests_like_training"),
+    ),
+    description="What is in service: the champion measured again on its pinned items, and requests against the training faces.",
+)
+generate = dg.define_asset_job(
+    "generate", dg.AssetSelection.assets("portraits").without_checks(), description="Make portraits for queued requests."
+)
 
 ALL = [
     scan,
@@ -49,7 +70,11 @@ ALL = [
     encode,
     train,
     evaluate,
+    compare,
+    ablations,
     midpoints,
     promote,
+    rollback,
+    watch,
     generate,
 ]

@@ -187,14 +187,19 @@ def run(args: Namespace) -> Any:
     """Resolve the settings before anything is loaded, then run the job."""
 
     from diffsfsr import config, presets, weights
+    from pipelines import judge
 
     changes = config.read_changes(args.set)
     preset = config.override(presets.preset(args.preset), changes)
     weights.check_names(preset)
     weights.refuse_non_commercial(preset)
     source = _data_source(args.data) if args.data else None
+    _check_promotion(args)
+    judge.check(args)
     if source and args.job != "prepare":
         raise InputError("--data goes with `run prepare`; the other jobs use the data sets that are prepared")
+    if args.split and not source:
+        raise InputError("--split goes with `run prepare --data PATH`; it is remembered of each data set")
     if args.dry_run:
         resolved = {"job": args.job, "data": str(source) if source else None, "preset": config.to_dict(preset)}
         return resolved | (_costs(preset, args.json) if (args.job, preset.trains) == ("train", "diffusion") else {})
@@ -205,14 +210,35 @@ def run(args: Namespace) -> Any:
     if args.job == "prepare":
         if source and source.is_file():
             folder, missing = _fetched(source, operator, args.name)
-            return operator.prepare(folder, args.name) | {"not_fetched": missing}
-        return operator.prepare(source, args.name)
+            return operator.prepare(folder, args.name, args.split) | {"not_fetched": missing}
+        if source and (framed := _framed(source, operator, args.name)):
+            return operator.prepare(framed[0], args.name, args.split) | {"without_frames": framed[1]}
+        return operator.prepare(source, args.name, args.split)
     if args.job == "evaluate":
-        return operator.evaluate(args.model)
+        return judge.evaluate(args, operator)
     if args.job in ("assess", "midpoints"):
         found = operator.assess() if args.job == "assess" else operator.midpoints(args.model)
         return found if args.json else Path(found["report"]).read_text(encoding="utf-8")
-    return {"train": operator.train, "promote": operator.promote, "generate": operator.generate}[args.job]()
+    if args.job == "promote":
+        return _promoted(operator, args)
+    return {"train": operator.train, "generate": operator.generate}[args.job]()
+
+
+def _promoted(operator: Any, args: Namespace) -> Any:
+    """The answer of `run promote`; a version that is refused ends in exit code 1."""
+    answer = operator.rollback(args.why) if args.rollback else operator.promote(args.version, args.why)
+    args.code = 0 if answer.get("promoted", True) else 1
+    return answer
+
+
+def _check_promotion(args: Namespace) -> None:
+    """Raises InputError for a change of the champion that is none."""
+    if args.job != "promote" and (args.rollback or args.version or args.why):
+        raise InputError("--rollback, --version and --why go with `run promote`")
+    if args.rollback and args.version:
+        raise InputError("--rollback goes to the champion before this one, --version N to another: give one of them")
+    if args.version < 0:
+        raise InputError(f"--version {args.version} is no version: its number is 1 or more")
 
 
 def _costs(preset: Any, as_json: bool) -> dict[str, Any]:
@@ -224,13 +250,13 @@ def _costs(preset: Any, as_json: bool) -> dict[str, Any]:
 
 
 def _data_source(name: str) -> Path:
-    """A folder of photographs, or a file that lists them."""
+    """A folder of photographs or of videos, or a file that lists photographs."""
 
     places = [Path(name), *([Path(os.environ["DIFFSFSR_DATA"]) / name] if os.environ.get("DIFFSFSR_DATA") else [])]
     for place in places:
         if place.is_dir() or place.is_file():
             return place
-    raise InputError(f"--data {name} is neither a folder of photographs nor a list of their addresses (FEC's or Emo135's)")
+    raise InputError(f"--data {name} is neither a folder of photographs or videos nor a list of their addresses (FEC's or Emo135's)")
 
 
 def _fetched(listed: Path, operator: Any, name: str | None) -> tuple[Path, dict[str, int]]:
@@ -242,17 +268,31 @@ def _fetched(listed: Path, operator: Any, name: str | None) -> tuple[Path, dict[
     return folder, fetching.fetch(listing.read(listed), folder, operator.preset.data.max_pixels).missing
 
 
+def _framed(source: Path, operator: Any, name: str | None) -> tuple[Path, dict[str, int]] | None:
+    """Take frames of a folder of videos; returns their folder and how many videos gave none for which reason. None for photographs."""
+    from diffsfsr.fetch import videos
+    from pipelines.operate import safe_name
+
+    if not videos.is_of_videos(source):
+        return None
+    folder = operator.workspace.fetched(name or safe_name(source.resolve().name))  # refuses a bad name before anything is decoded
+    return folder, videos.take_frames(source, folder, max_pixels=operator.preset.data.max_pixels).missing
+
+
 # --- erasure ----------------------------------------------------------------------------------------------------------
 
 
 def forget(args: Namespace) -> Any:
-    """Erase a person, a face or a data set from the catalogue and from every table in the state folder."""
+    """Erase a person, a face or a data set from the catalogue, the registry and every table in the state folder; or a portrait."""
     from assets.stores.catalogue import Catalogue
     from assets.stores.workspace import Workspace
 
-    if sum(bool(x) for x in (args.person, args.face, args.dataset)) != 1:
-        raise InputError("forget needs exactly one of --person, --face and --dataset")
+    if sum(bool(x) for x in (args.person, args.face, args.dataset, args.portrait)) != 1:
+        raise InputError("forget needs exactly one of --person, --face, --dataset and --portrait")
     here = Environment.current()
+    if args.portrait:
+        return _forget_portrait(here, Path(args.portrait))
+    copies = _forget_copies(here, {k: v for k, v in (("person", args.person), ("face_id", args.face), ("dataset", args.dataset)) if v})
     rows = Workspace(here.home).forget(person=args.person, face_id=args.face, dataset=args.dataset)
     if args.dataset and (here.home / "dagster").is_dir():
         _forget_partitions(here, args.dataset)
@@ -261,7 +301,33 @@ def forget(args: Namespace) -> Any:
     if not rows and not sum(tables.values()):
         raise InputError(f"nothing here is called {args.person or args.face or args.dataset!r}; `diffsfsr run prepare` names the data sets")
     note = "photographs, trained networks, finished portraits, and pictures in reports and in the run history are not touched"
-    return {"rows_erased": {"files": rows, **tables}, "note": note}
+    return {"rows_erased": {"files": rows, **tables, **copies}, "note": note}
+
+
+def _forget_copies(here: Environment, which: dict[str, str]) -> dict[str, int]:
+    """Catalogued faces where they stand besides: as words of registered versions, and among what is kept of requests."""
+    from assets.stores.catalogue import Catalogue
+    from assets.stores.registry import Registry
+    from assets.stores.served import Served
+
+    faces = Catalogue(here.catalogue).faces(["face_id", "sha256"], **which).to_pydict()
+    copies = {
+        "words_of_versions": Registry(here.mlflow, here.artifacts, here.home / "models").forget(faces["face_id"]),
+        "requests": Served(here.home / "served").forget(photographs=set(faces["sha256"])),
+    }
+    return {name: count for name, count in copies.items() if count}
+
+
+def _forget_portrait(here: Environment, portrait: Path) -> dict[str, Any]:
+    """A finished portrait, its sidecar, and what is kept of the faces it was made from."""
+    from assets.stores.served import Served
+    from diffsfsr.portrait import provenance
+
+    sidecar = provenance.verify(portrait)
+    records = Served(here.home / "served").forget(photographs=set(sidecar["inputs_sha256"].values()))
+    for file in (provenance.sidecar_path(portrait), portrait):
+        file.unlink()
+    return {"portrait": str(portrait), "requests_forgotten": records, "note": "the photographs themselves are not touched"}
 
 
 def _forget_partitions(here: Environment, dataset: str) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,7 @@ from diffsfsr import presets, tables, weights
 from diffsfsr.config import Preset
 from diffsfsr.errors import InputError, NotReady
 from pipelines.environments import Environment
-
-_PROCESS = "diffsfsr/process"  # a run's tag: the process it lives and dies with
+from pipelines.running import end_orphans, failure, run_job
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Operator:
     @cached_property
     def orphans(self) -> list[str]:
         """Ids of the runs that a killed process of this machine left as started; they are ended here."""
-        return _end_orphans(self.instance)
+        return end_orphans(self.instance)
 
     @property
     def preset(self) -> Preset:
@@ -59,14 +56,17 @@ class Operator:
 
     # --- jobs ---
 
-    def prepare(self, folder: Path | None, name: str | None = None) -> dict[str, Any]:
-        """Bring every stage up to the catalogue up to date, for one folder or all known data sets; returns what there is."""
+    def prepare(self, folder: Path | None, name: str | None = None, split: str = "") -> dict[str, Any]:
+        """Bring every stage up to the catalogue up to date, for one folder or all known data sets; returns what there is.
+
+        `split`: published or person; empty: as at the last time.
+        """
         from assets.ahead import Ahead
 
         preset = self.preset
         for file in weights.used_to_prepare(preset):
             weights.resolve(file)  # what lacks is told before hours of alignment, not after
-        names = [self.scan(folder, name)] if folder else list(self._scan_known())
+        names = [self.scan(folder, name, split)] if folder else list(self._scan_known())
         if not names:
             raise InputError("no data set is known yet: give a folder of photographs with --data DIR")
         shards = [shard for each in names for shard in self.workspace.shards(each)]
@@ -90,13 +90,13 @@ class Operator:
                 print(f"{name}: its folder {folder} is gone; its faces are kept, `diffsfsr forget` drops them", file=sys.stderr, flush=True)
             yield name
 
-    def scan(self, folder: Path, name: str | None = None) -> str:
+    def scan(self, folder: Path, name: str | None = None, split: str = "") -> str:
         """List a folder's photographs; returns the data set's name."""
         name = name or dataset_name(self.workspace, folder)
         self.workspace.dataset(name)  # refuses a bad name before anything runs
         if name in self.workspace.datasets() and self.workspace.folder_of(name) != folder.resolve():
             raise InputError(f"--name {name}: that data set is the folder {self.workspace.folder_of(name)}; choose another name")
-        self.run("scan", ops={"source_images": {"config": {"name": name, "folder": str(folder.resolve())}}})
+        self.run("scan", ops={"source_images": {"config": {"name": name, "folder": str(folder.resolve()), "split": split}}})
         return name
 
     def _prepared(self, shard: Shard, preset: Preset, catalogued: int) -> bool:
@@ -170,7 +170,7 @@ class Operator:
         from assets.evaluation import flat, model_folder, prepared_datasets, report_folder
 
         figures, preset = {}, self.preset
-        registry = self._registry()
+        registry = self.registry()
         folder, _ = model_folder(self.workspace, registry, preset, model)
         for dataset in prepared_datasets(self.workspace, preset):
             for task in TASKS:
@@ -185,17 +185,29 @@ class Operator:
         from assets.midpoints import report_folder
 
         self.run("midpoints", ops={"midpoint_study": {"config": {"model": model}}})
-        folder = report_folder(self.workspace, model_folder(self.workspace, self._registry(), self.preset, model)[0], self.preset)
+        folder = report_folder(self.workspace, model_folder(self.workspace, self.registry(), self.preset, model)[0], self.preset)
         return {"report": str(folder / "report.md"), **_json(folder / "report.json")}
 
-    def promote(self) -> dict[str, Any]:
-        """Register the newest model and, where it is not worse than the champion, make it champion."""
-        result = self.run("promote", fail=False)
+    def promote(self, version: int = 0, why: str = "") -> dict[str, Any]:
+        """Register the newest model, or put a registered version forward, and make it champion where it passes the gates."""
+        change = {"champion": {"config": {"why": why}}, "registered_model": {"config": {"version": version}}}
+        result = self.run("promote", ops=change, fail=False)
         checks = [c for c in result.get_asset_check_evaluations() if c.check_name == "not_worse_than_champion"]
-        if not checks:
-            raise _failure(result)
-        version = self._registry().resolve("challenger").version
-        return {"version": version, "promoted": result.success, "comparison": str(checks[0].metadata["comparison"].value)}
+        if not checks or (checks[0].passed and not result.success):
+            raise failure(result)
+        number = self.registry().resolve("challenger").version
+        answer = {"version": number, "promoted": result.success, "comparison": str(checks[0].metadata["comparison"].value)}
+        return answer | self._service()
+
+    def rollback(self, why: str = "") -> dict[str, Any]:
+        """Make the champion's predecessor the champion again."""
+        self.run("rollback", ops={"champion": {"config": {"rollback": True, "why": why}}})
+        return self._service()
+
+    def _service(self) -> dict[str, Any]:
+        """Which version is champion, and every change of it, newest first."""
+        registry = self.registry()
+        return {"champion": registry.champion, "history": [asdict(event) for event in reversed(registry.history())]}
 
     def generate(self) -> dict[str, Any]:
         """Make portraits until no request is waiting; returns how many ended how, and how many other runs hold."""
@@ -212,34 +224,11 @@ class Operator:
 
     def run(self, job: str, partition: str | None = None, ops: dict[str, Any] | None = None, fail: bool = True) -> Any:
         """Run a job in this process, recorded on the instance. An asset's InputError or NotReady comes out as itself."""
-        import dagster as dg
-
-        from pipelines.definitions import defs
-
-        run_config = {
-            "resources": {"settings": {"config": {"preset": self.preset_name, "changes": self.changes}}},
-            "loggers": {"console": {"config": {"log_level": "INFO" if os.environ.get("DIFFSFSR_DEBUG") else "CRITICAL"}}},
-            **({"ops": ops} if ops else {}),
-        }
-        definition = defs.resolve_job_def(job)
         _ = self.orphans
-        if "settings" not in definition.required_resource_keys:
-            run_config["resources"] = {}
-        try:
-            return definition.execute_in_process(
-                run_config=run_config,
-                instance=self.instance,
-                partition_key=partition,
-                resources=self.environment.resources(),  # the definitions' own are those of the environment they were loaded in
-                tags={_PROCESS: _this_process()},
-                raise_on_error=fail,
-            )
-        except dg.DagsterExecutionInterruptedError as stopped:
-            raise KeyboardInterrupt from stopped
-        except Exception as error:
-            raise _plain(error) from error
+        settings = {"preset": self.preset_name, "changes": self.changes}
+        return run_job(job, self.environment, self.instance, settings, partition, ops, fail)
 
-    def _registry(self) -> Any:
+    def registry(self) -> Any:
         from assets.stores.registry import Registry
 
         return Registry(self.environment.mlflow, self.environment.artifacts)
@@ -282,55 +271,6 @@ def _counted(shards: list[Shard], what: str) -> Iterator[Shard]:
     for number, shard in enumerate(shards, 1):
         print(f"{what} {shard.key} ({number} of {len(shards)})", file=sys.stderr, flush=True)
         yield shard
-
-
-def _plain(error: Exception) -> Exception:
-    """What an asset raised, out of what Dagster wraps around it."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, InputError | NotReady):
-            return inner
-        inner = inner.__cause__
-    return error
-
-
-def _failure(result: Any) -> Exception:
-    """What ended a run that was allowed to fail, as an exception."""
-    for event in result.all_events:
-        error = getattr(event.event_specific_data, "error", None)
-        while error is not None:
-            kind = {"InputError": InputError, "NotReady": NotReady}.get(error.cls_name or "")
-            if kind:
-                return kind(error.message.partition(": ")[2].strip())
-            error = error.cause
-    return RuntimeError(f"the run {result.run_id} failed; see it in the UI or with DIFFSFSR_DEBUG=1")
-
-
-def _end_orphans(instance: Any) -> list[str]:
-    """End runs that a killed process of this machine left as started, so that the UI does not show them as going on."""
-    from dagster import DagsterRunStatus, RunsFilter
-
-    ended = []
-    for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTED, DagsterRunStatus.STARTING])):
-        machine, _, process = run.tags.get(_PROCESS, "").rpartition(":")
-        if machine == socket.gethostname() and not _alive(int(process)):
-            instance.report_run_failed(run, "its process was killed")
-            ended.append(run.run_id)
-    return ended
-
-
-def _this_process() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _json(path: Path) -> Any:

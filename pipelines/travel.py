@@ -33,14 +33,14 @@ def travel(args: Namespace) -> Any:
 
 def _made(wanted: Travel, serving: Serving, out: Path) -> dict[str, Any]:
     """Writes the picture and its sidecar, which is returned. Every frame starts from the same noise: only the expression moves."""
-    from assets.portraits import photographs
     from diffsfsr.model import sampling
     from diffsfsr.portrait import provenance
     from diffsfsr.portrait import travel as room
+    from diffsfsr.portrait.sitting import photographs
 
     started = time.perf_counter()
     inputs, studio = wanted.inputs(), serving.studio
-    selfies, scene = photographs(wanted, serving)
+    selfies, scene = photographs(wanted, studio)
     wishes = {name: getattr(wanted, name) for name in ("task", "steps", "sampler", "seed", "face")}
     sitting = studio.sit(selfies, scene, None, **wishes)
     stations, facts = _stations(wanted, sitting, serving)
@@ -59,8 +59,8 @@ def _stations(wanted: Travel, sitting: Sitting, serving: Serving) -> tuple[Any, 
     """Unit expression embeddings (n, 16), and how each was found."""
     import torch
 
-    from assets.portraits import photograph
     from diffsfsr.model.sampling import expression_strength
+    from diffsfsr.portrait.sitting import photograph
     from diffsfsr.portrait.travel import OWN, is_photograph
 
     found, facts = [], []

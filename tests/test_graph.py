@@ -23,16 +23,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shell import answer
+from shell import answer, run
 
 from assets.evaluation import report_folder
-from assets.registry import contest
+from assets.gates import gates_file
+from assets.registry import champion, contest
+from assets.resources import RegistryResource, Settings
 from assets.shards import current_shards
 from assets.stores.catalogue import Catalogue
 from assets.stores.registry import Registry, content_hash
 from assets.stores.workspace import aligned
 from diffsfsr import tables
 from diffsfsr.encoders import load_encoder
+from diffsfsr.evaluation.report.files import read_results
 from diffsfsr.face.images import decode, read, to_tensor
 from diffsfsr.portrait import provenance
 from diffsfsr.portrait.order import Order
@@ -192,6 +195,15 @@ def test_the_version_is_challenger_and_champion(story: Story) -> None:
     folder, _ = story.operator.workspace.need_network("diffusion", story.operator.preset)
     assert content_hash(story.registry.resolve("champion").folder) == content_hash(folder)
     assert version.tags["preset"] == "tiny" and float(version.tags["reconstruct_mse"]) > 0
+    record = json.loads((story.registry.resolve("champion").folder.parent / "version.json").read_text())
+    inputs = json.loads((folder.parent / "config.json").read_text())["inputs"]
+    assert record["data_version"] == version.tags["data_version"] == inputs["data_version"]
+    assert record["evaluations"].keys() == {f"photographs-{task}" for task in ("all", "identity", "expression")}
+    for name, told in record["evaluations"].items():
+        assert json.loads(version.tags[f"evaluation.{name}"]) == told == json.loads(version.tags[f"pinned.{name}"])
+        assert story.registry._client.get_run(told["run"]).data.tags["kind"] == "evaluation"
+        pairs = {tables.mark_of(file) for file in (story.home / "reports" / "pairs").glob("*.parquet")}
+        assert set(told["pairs"].values()) <= pairs and len(told["pairs"]) == 2
     assert story.answers["promote"]["promoted"] is True
 
 
@@ -279,12 +291,83 @@ def test_a_worse_challenger_is_refused(story: Story, tmp_path: Path) -> None:
         operator.workspace.set_network("diffusion", operator.preset, good, version)
     assert (refused["version"], refused["promoted"]) == (2, False) and "WORSE" in refused["comparison"]
     assert story.registry.resolve("champion").version == 1 and story.registry.resolve("challenger").version == 2
-    assert contest(operator.workspace, story.registry, operator.preset)[0] is False
-    champion = report_folder(operator.workspace, good, "photographs", "all", operator.preset)
-    challenger = report_folder(operator.workspace, worse, "photographs", "all", operator.preset)
-    mse = [[r["mse"] for r in tables.read(f / "items.parquet").to_pylist() if r["mse"] is not None] for f in (champion, challenger)]
-    assert min(np.subtract(mse[1], mse[0])) > 0  # and rightly so
+    assert contest(operator.workspace, story.registry, Settings(preset="tiny", changes=CHANGES))[0] is False
+    reports = [report_folder(operator.workspace, model, "photographs", "all", operator.preset) for model in (good, worse)]
+    mse = [read_results(folder)["reconstruct"].column("mse") for folder in reports]
+    assert min(mse[1] - mse[0]) > 0  # and rightly so
     assert operator.promote()["promoted"] is True and story.registry.resolve("challenger").version == 1
+
+
+def test_a_better_challenger_takes_over_and_a_rollback_restores(story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worse version of before is champion; the good one is put forward by its number, before gates that ask for an improvement."""
+    gates = tmp_path / "gates.toml"
+    asked = gates_file().read_text().replace("better = []", 'better = ["mse"]\nbetter_on = ["reconstruct"]')
+    gates.write_text(asked)
+    monkeypatch.setenv("DIFFSFSR_GATES", str(gates))
+    story.registry.promote(2, "ann", "by mistake")
+    settings = [x for key, value in CHANGES.items() for x in ("--set", f"{key}={value}")]
+    promote = ("run", "promote", "--preset", "tiny", *settings)
+    taken = answer(*promote, "--version", "1", "--why", "the pictures are whole again")
+    assert taken["promoted"] is True and taken["champion"] == 1 and "| passed | better |" in taken["comparison"]
+    assert (
+        taken["history"][0] | {"action": "promote", "before": 2, "after": 1, "why": "the pictures are whole again"} == taken["history"][0]
+    )
+    back = answer(*promote, "--rollback", "--why", "a trial")
+    assert back["champion"] == story.registry.champion == 2 and back["history"][0]["why"] == "a trial"
+    assert answer(*promote, "--version", "2")["promoted"] is True  # it is the champion already
+    assert answer(*promote, "--version", "1")["champion"] == 1
+    ended = run(*promote, "--version", "2", "--json")
+    refused = json.loads(ended.out)
+    assert ended.code == 1 and refused["promoted"] is False and "NOT BETTER" in refused["comparison"] and refused["champion"] == 1
+    monkeypatch.delenv("DIFFSFSR_GATES")
+    assert story.operator.promote()["version"] == 1
+
+
+def test_the_champion_alone_is_not_promoted_past_its_gates(story: Story) -> None:
+    """Whoever materializes the last asset by itself meets the verdict that the check left."""
+    story.registry.challenge(2)
+    there = story.operator.environment
+    registry = RegistryResource(tracking_uri=there.mlflow, artifact_root=there.artifacts)
+    try:
+        ended = dg.materialize([champion], resources={"registry": registry}, raise_on_error=False)
+    finally:
+        story.registry.challenge(1)
+    assert not ended.success and story.registry.champion == 1
+    (failed,) = [event.step_failure_data.error for event in ended.all_events if event.is_step_failure]
+    assert failed and failed.cause and "version 2 has not passed the gates" in failed.cause.message
+
+
+def test_the_champion_holds_what_it_promised_until_the_data_changes(story: Story) -> None:
+    result = story.operator.run("watch")
+    told = {c.check_name: c for c in result.get_asset_check_evaluations()}
+    assert told["holds_what_it_promised"].passed and told["requests_like_training"].passed
+    table = str(told["holds_what_it_promised"].metadata["comparison"].value)
+    assert table.count("every figure the same") == 3 and "photographs, identity" in table
+    pinned = story.registry.resolve("champion").tags["pinned.photographs-all"]
+    other = json.loads(pinned) | {"pairs": {"all": "0123456789abcdef"}}
+    story.registry.note(1, **{"pinned.photographs-all": json.dumps(other)})
+    try:
+        (changed,) = [c for c in story.operator.run("watch").get_asset_check_evaluations() if c.check_name == "holds_what_it_promised"]
+    finally:
+        story.registry.note(1, **{"pinned.photographs-all": pinned})
+    assert not changed.passed and changed.severity is dg.AssetCheckSeverity.WARN and not changed.blocking
+    assert "the data set has changed" in str(changed.metadata["comparison"].value)
+
+
+def test_mlflows_own_client_makes_a_portrait_by_the_champion(story: Story) -> None:
+    import mlflow
+
+    request = story.operator.queue.get(story.answers["request"])
+    order = Order.from_payload(request.payload)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(story.operator.environment.mlflow)
+    try:
+        model = mlflow.pyfunc.load_model("models:/diffsfsr@champion")
+        made = model.predict({"selfie": order.selfies[0], "scene": order.scene, "emotion": order.emotion, "seed": order.seed})
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert request.result
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(made["portrait"][0]))), read(Path(request.result["portrait"])))
 
 
 def test_a_new_photograph_costs_itself_and_a_removed_one_goes(story: Story, astronaut: Path) -> None:
@@ -327,7 +410,7 @@ def test_a_person_is_forgotten_everywhere(story: Story) -> None:
     (ids,) = [row["face_id"] for row in story.faces() if row["person"] == "two"]
     others = {row["face_id"] for row in story.faces()} - {ids}
     erased = answer("forget", "--person", "two")["rows_erased"]
-    assert erased == {"files": 1, "faces": 1, "embeddings_dlib_64": 1, "embeddings_dln_64": 1}
+    assert erased == {"files": 1, "faces": 1, "embeddings_dlib_64": 1, "embeddings_dln_64": 1, "words_of_versions": 2}
     story.operator.prepare(story.folder)  # the photograph still lies there
     for file in (story.home / "data").rglob("*.parquet"):
         rows = tables.read(file).to_pylist()

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -238,23 +239,160 @@ def test_promotion_moves_the_champion_and_rollback_returns_it(registry: Registry
     with pytest.raises(NotReady, match="diffsfsr run promote"):
         registry.resolve(CHAMPION)
     first = registry.promote(1, "ann", "the first")
-    assert (first.version, first.tags["previous_champion"], first.tags["promoted_by"]) == (1, "", "ann")
+    assert first.version == registry.champion == 1
     with pytest.raises(NotReady, match="no champion before"):
         registry.rollback("bo", "?")
     second = registry.promote(3, "bo", "better ID by 0.02 [0.01, 0.03]")
-    assert (second.version, second.tags["previous_champion"], second.tags["promoted_why"]) == (3, "1", "better ID by 0.02 [0.01, 0.03]")
-    assert second.tags["promoted_at"].endswith("Z")
-    assert registry.promote(3, "cy", "again").tags["promoted_by"] == "bo"  # it is the champion already
+    assert second.version == 3 and registry.promote(3, "cy", "again").version == 3  # it is the champion already
     with pytest.raises(NotReady, match="no model 9"):
         registry.promote(9, "bo", "typo")
     assert registry.resolve(CHAMPION).version == 3
     assert registry.rollback("dee", "worse on beards").version == 1
-    assert registry.resolve(3).tags["rolled_back_why"] == "worse on beards"
+    told = [(e.action, e.before, e.after, e.who, e.why, e.happened) for e in registry.history()]
+    assert told == [
+        ("promote", None, 1, "ann", "the first", True),
+        ("promote", 1, 3, "bo", "better ID by 0.02 [0.01, 0.03]", True),
+        ("rollback", 3, 1, "dee", "worse on beards", True),
+    ]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", event.at) for event in registry.history())
     assert {mv.version: mv.aliases for mv in registry.versions()} == {3: (CHALLENGER,), 2: (), 1: (CHAMPION,)}
     shutil.rmtree(registry.resolve(3).path)  # type: ignore[arg-type]
     with pytest.raises(NotReady, match="gone"):
         registry.promote(3, "bo", "no files")
-    assert registry.resolve(CHAMPION).version == 1
+    assert registry.resolve(CHAMPION).version == 1 and len(registry.history()) == 3
+
+
+def test_rollbacks_go_back_the_way_that_promotions_came(registry: Registry, tmp_path: Path) -> None:
+    run = registry.open_run("train", "training")
+    for content in "abc":
+        registry.register(model_folder(tmp_path, content), run)
+    for version in (1, 2, 1, 3):
+        registry.promote(version, "ann", f"try {version}")
+    registry._client.set_registered_model_alias(registry.name, CHAMPION, "2")  # by hand, on MLflow's page
+    assert [registry.rollback("bo", "back").version for _ in range(4)] == [3, 1, 2, 1]
+    with pytest.raises(NotReady, match="no champion before"):
+        registry.rollback("bo", "once too often")
+
+
+def test_a_promotion_in_place_of_another_champion_than_was_compared_is_refused(registry: Registry, tmp_path: Path) -> None:
+    run = registry.open_run("train", "training")
+    for content in "abc":
+        registry.register(model_folder(tmp_path, content), run)
+    registry.promote(1, "ann", "the first", instead_of=None)
+    registry.promote(2, "bo", "better than 1", instead_of=1)
+    for judged_against in (None, 1):
+        with pytest.raises(NotReady, match="changed meanwhile and is version 2; run `diffsfsr run promote` again"):
+            registry.promote(3, "cy", "better than 1", instead_of=judged_against)
+    assert registry.champion == 2 and len(registry.history()) == 2
+
+
+def promote_together(uri: str, version: int, gate: Any, found: Any) -> None:
+    registry = Registry(uri)
+    registry.versions()
+    gate.wait()
+    try:
+        found.put(registry.promote(version, f"process {version}", "better than 1", instead_of=1).version)
+    except NotReady as error:
+        found.put(str(error))
+
+
+def test_of_two_promotions_at_once_one_is_told_to_compare_again(registry: Registry, tmp_path: Path) -> None:
+    run = registry.open_run("train", "training")
+    for content in "abc":
+        registry.register(model_folder(tmp_path, content), run)
+    registry.promote(1, "ann", "the first")
+    gate, found = SPAWN.Barrier(2), SPAWN.Queue()
+    both = [SPAWN.Process(target=promote_together, args=(registry.tracking_uri, version, gate, found)) for version in (2, 3)]
+    for process in both:
+        process.start()
+    answers = sorted((found.get(timeout=180) for _ in both), key=str)
+    for process in both:
+        process.join(30)
+    assert answers[0] in (2, 3) and "changed meanwhile" in answers[1]
+    assert registry.champion == answers[0] and [event.after for event in registry.history()] == [1, answers[0]]
+
+
+@pytest.mark.parametrize("words, moved", [("registered_model_tags", False), ("registered_model_aliases", True)])
+def test_a_promotion_killed_between_its_writes_is_told_as_what_it_came_to(
+    registry: Registry, tmp_path: Path, words: str, moved: bool
+) -> None:
+    run = registry.open_run("train", "training")
+    for content in "ab":
+        registry.register(model_folder(tmp_path, content), run)
+    registry.promote(1, "ann", "the first")
+    uri = registry.tracking_uri
+
+    def promote() -> None:
+        Registry(uri).promote(2, "bo", "better")
+
+    killed_at_commit_after(f"INSERT INTO {words}", promote)
+    again = Registry(uri)
+    assert again.champion == (2 if moved else 1)
+    assert [(e.after, e.happened) for e in again.history()] == [(1, True), (2, moved)]
+    if moved:
+        assert again.rollback("cy", "back").version == 1
+    else:
+        assert again.promote(2, "cy", "better, once more").version == 2
+        assert [(e.who, e.happened) for e in again.history()] == [("ann", True), ("bo", False), ("cy", True)]
+        assert again.rollback("dee", "back").version == 1
+
+
+def killed_at_commit_after(words: str, start: Callable[[], object]) -> None:
+    """`start` in a process of its own that is killed when the first transaction that wrote those words has been committed."""
+
+    def child() -> None:
+        from sqlalchemy import event
+        from sqlalchemy.engine import Engine
+        from sqlalchemy.orm import Session
+
+        wrote = []
+
+        @event.listens_for(Engine, "after_cursor_execute")
+        def _see(connection: object, cursor: object, statement: str, *_: object) -> None:
+            if statement.startswith((words, words.replace("INSERT INTO", "UPDATE"))):
+                wrote.append(statement)
+
+        @event.listens_for(Session, "after_commit")
+        def _kill(session: object) -> None:
+            if wrote:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        start()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_version_of_before_the_pyfunc_is_still_resolved(registry: Registry, tmp_path: Path) -> None:
+    """Its folder was the model itself."""
+    run = registry.open_run("train", "training")
+    folder = model_folder(tmp_path, "a")
+    registry._client.create_registered_model(registry.name)
+    registry._client.log_artifacts(run, str(folder), "old")
+    source = f"{registry._client.get_run(run).info.artifact_uri}/old"
+    registry._client.create_model_version(registry.name, source, run_id=run, tags={"content_sha256": content_hash(folder)})
+    assert content_hash(registry.resolve(1).folder) == content_hash(folder)
+    assert registry.register(folder, run) == 1 and content_hash(registry.promote(1, "ann", "the first").folder) == content_hash(folder)
+
+
+def test_faces_are_forgotten_from_the_words_of_every_version(registry: Registry, tmp_path: Path) -> None:
+    from diffsfsr import tables
+    from diffsfsr.portrait.words import WORDS, WordTable
+
+    beside = tmp_path / "beside"
+    rows = [{"face_id": f"d/{i}", "emotion": "happiness", "expression": [float(i)] * 16} for i in range(3)]
+    tables.write(beside / "words.parquet", tables.from_rows(rows, WORDS), "dln")
+    run = registry.open_run("train", "training")
+    for content in "ab":
+        registry.register(model_folder(tmp_path, content), run, beside=beside)
+    registry.register(model_folder(tmp_path, "c"), run)  # no words beside it
+    assert registry.forget(["d/1", "nobody"]) == 2 and registry.forget(["d/1"]) == 0
+    for version in (1, 2):
+        root = registry.resolve(version).folder.parent
+        _, facts = WordTable(root / "words.parquet").reference("happiness", 0)
+        assert facts["among"] == 2 and b"d/1" not in (root / "words.parquet").read_bytes()
 
 
 def test_nothing_global_is_left_behind(registry: Registry) -> None:

@@ -193,3 +193,24 @@ def test_a_word_is_a_word_whatever_files_lie_about(tmp_path: Path, astronaut: Pa
 def test_fewer_frames_than_stations_are_refused(astronaut: Path) -> None:
     with pytest.raises(InputError, match="frames 2 cannot show 3 stations"):
         Travel(selfies=(str(astronaut),), scene=str(astronaut), through=("joy", "anger", "fear"), frames=2).check()
+
+
+def test_a_report_shows_one_person_from_word_to_word(studio: Studio, tom_hanks: Path, astronaut: Path) -> None:
+    """The ends of a travel are what the model makes of the two faces themselves, and so is every picture under a word."""
+    from diffsfsr.evaluation.generation import Ours
+    from diffsfsr.evaluation.items import Faces, Item
+    from diffsfsr.evaluation.report import figures
+
+    seen = [studio.face(read(path), path.name) for path in (tom_hanks, astronaut)]
+    landmarks = np.stack([face.crop_landmarks for face in seen])
+    faces = Faces(["h", "a"], ["h", "a"], [face.crop for face in seen], landmarks, [{"emotion": "sad"}, {"emotion": "happy"}])
+    ours = Ours(studio, faces, "untrained")
+    words, travel = figures.showcase(ours, [Item(0, 1, 0)])
+    assert words.columns == ["", "happiness", "sadness"] and travel.columns[0] == "happiness" and travel.columns[-1] == "sadness"
+    alone = {"happiness": ours([Item(0, 1, 1)], [0])[0], "sadness": ours([Item(0, 1, 0)], [0])[0]}
+    for shown, word in [(travel.rows[0][0], "happiness"), (travel.rows[0][-1], "sadness"), *zip(words.rows[1][1:], alone, strict=True)]:
+        assert np.abs(shown.picture.astype(int) - alone[word].astype(int)).max() <= 1  # rounding, in a batch
+    assert np.array_equal(words.rows[0][1].picture, faces.crops[1])
+    steps = [np.abs(a.picture.astype(int) - b.picture.astype(int)).sum() for a, b in zip(travel.rows[0], travel.rows[0][1:], strict=False)]
+    assert all(steps)
+    assert figures.showcase(Ours(studio, dataclasses.replace(faces, labels=()), "untrained"), [Item(0, 1, 0)]) == []

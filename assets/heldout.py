@@ -1,0 +1,128 @@
+"""The photographs of a data set that evaluations draw on, and the pair lists drawn from them: the same for every model and method."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from assets.stores.workspace import Shard, Workspace, aligned
+from diffsfsr import tables
+from diffsfsr.config import Preset
+from diffsfsr.errors import InputError, NotReady
+
+if TYPE_CHECKING:
+    from diffsfsr.evaluation.items import Faces, PairList
+
+FEWEST = 3  # people: a triplet of task `all` is of three
+_AT_ONCE = 32  # crops in memory while they are copied
+_FACES = ["face_id", "path", "face", "person", "emotion", "split", "landmarks"]
+
+
+class Crops(Sequence[np.ndarray]):
+    """(S, S, 3) uint8 crops, decoded when asked for, from a file mapped into memory that has no name: it goes when the process goes,
+    so that what is forgotten leaves no copy behind."""
+
+    def __init__(self, pngs: Iterator[pa.Table], folder: Path) -> None:
+        schema = pa.schema([("crop", pa.binary())])
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".crops-") as file:
+            with pa.ipc.new_file(file, schema) as copy:
+                for part in pngs:
+                    copy.write_table(part.select(["crop"]).cast(schema))
+            file.flush()
+            self._pngs = pa.ipc.open_file(pa.memory_map(file.name)).read_all()["crop"]
+
+    def __len__(self) -> int:
+        return len(self._pngs)
+
+    def __getitem__(self, i: Any) -> Any:
+        from diffsfsr.face.images import decode
+
+        return [self[k] for k in range(*i.indices(len(self)))] if isinstance(i, slice) else decode(self._pngs[int(i)].as_py())
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """A data set's faces to evaluate on: those of people held out from training, or all where too few are."""
+
+    dataset: str
+    faces: Faces
+    everybody: bool  # training people too
+
+    @property
+    def told(self) -> str:
+        """For a report."""
+        return f"ALL, training people too: fewer than {FEWEST} are held out" if self.everybody else "held out from training"
+
+
+def held_out(workspace: Workspace, dataset: str, preset: Preset) -> HeldOut:
+    """Raises NotReady where no face of the data set is prepared."""
+    return _held_out(workspace, dataset, preset, state(workspace, dataset, preset))
+
+
+def state(workspace: Workspace, dataset: str, preset: Preset) -> str:
+    """What the faces of a data set were made from: another state, other faces."""
+    files = [workspace.file(kind, shard) for shard in ready(workspace, dataset, preset) for kind in (aligned(preset), "labels")]
+    return tables.fingerprint([mark for file in files if (mark := tables.mark_of(file))])
+
+
+def ready(workspace: Workspace, dataset: str, preset: Preset) -> list[Shard]:
+    """The shards of a data set that have faces of the preset's size."""
+    found = [s for s in workspace.shards(dataset) if workspace.file(aligned(preset), s).exists()]
+    if not found:
+        raise NotReady(f"data set {dataset!r} has no aligned faces of {preset.crop} pixels; run `diffsfsr run prepare --data DIR`")
+    return found
+
+
+@lru_cache(maxsize=1)
+def _held_out(workspace: Workspace, dataset: str, preset: Preset, state: str) -> HeldOut:
+    from diffsfsr.evaluation.items import Faces
+
+    shards = ready(workspace, dataset, preset)
+    table = workspace.table(aligned(preset), shards, _FACES)
+    kept = np.array(table["split"].to_pylist()) == "test"
+    people = {row["person"] or row["face_id"] for row in table.filter(pa.array(kept)).to_pylist()}
+    if everybody := len(people) < FEWEST:
+        kept = np.ones(len(table), bool)
+    crops = Crops(_kept([workspace.file(aligned(preset), shard) for shard in shards], kept), workspace.home / "reports")
+    table = table.filter(pa.array(kept))
+    landmarks = np.array(table["landmarks"].to_pylist(), np.float32).reshape(-1, 68, 2)
+    said, rows = workspace.labels(dataset), table.select(["path", "face", "emotion"]).to_pylist()
+    labels = [({"emotion": row["emotion"]} if row["emotion"] else {}) | said.get((row["path"], row["face"]), {}) for row in rows]
+    return HeldOut(dataset, Faces(table["face_id"].to_pylist(), table["person"].to_pylist(), crops, landmarks, labels), everybody)
+
+
+def _kept(files: list[Path], kept: np.ndarray) -> Iterator[pa.Table]:
+    """The crops of those faces, a few at a time."""
+    at = 0
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(_AT_ONCE, columns=["crop"]):
+            yield pa.table(batch).filter(pa.array(kept[at : at + len(batch)]))
+            at += len(batch)
+
+
+def pair_list(workspace: Workspace, held: HeldOut, task: str, preset: Preset) -> PairList:
+    """A task's pair list, drawn once and stored; whoever asks for the same items of the same faces finds it again."""
+    from diffsfsr.evaluation.items import make_pairs, read_pairs, write_pairs
+
+    e, faces = preset.evaluation, held.faces
+    file = (
+        workspace.home
+        / "reports"
+        / "pairs"
+        / f"{held.dataset}-{task}-{tables.fingerprint(sorted(faces.ids), e.items, e.seed)[:10]}.parquet"
+    )
+    try:
+        return read_pairs(file, faces)
+    except InputError:  # none yet, or one that was damaged: the faces and the seed make the same again
+        pairs = make_pairs(faces, [""] * len(faces.ids), task, e.items, e.seed, use=None)
+        write_pairs(file, pairs, faces)
+        return pairs
