@@ -52,6 +52,7 @@ def evaluation_report(
             "table": dg.MetadataValue.md((report / "report.md").read_text(encoding="utf-8")),
             "grid": picture(_small(read(report / "grid.png"))),
             "report": dg.MetadataValue.path(str(report / "report.html")),
+            "overview": dg.MetadataValue.path(str(report.parent / "overview.html")),
             "mlflow_run": told["run"],
             **flat(numbers),
         }
@@ -137,9 +138,10 @@ def evaluate_model(workspace: Workspace, model: Path, dataset: str, task: str, p
         "pair lists": ", ".join(f"{pairs.task} {pairs.fingerprint}" for pairs in lists),
     }
     shown = figures.showcase(ours, lists[0].items) if task == "all" else []
-    write_report(target, [*results, *others], f"DiffSFSR, task {task}, on {dataset}", facts, shown)
-    tables.write_json(target / "beside.json", bench.others(lists))
-    write_overview(target.parent, sorted(file.parent for file in target.parent.glob("*/report.json")))
+    with workspace.lock(f"reports-{target.parent.name}"):  # the overview reads the reports of the other tasks
+        write_report(target, [*results, *others], f"DiffSFSR, task {task}, on {dataset}", facts, shown)
+        write_overview(target.parent, sorted(file.parent for file in target.parent.glob("*/report.json")))
+        tables.write_json(target / "beside.json", bench.others(lists))  # last: it says that the report is done
     return target
 
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from diffsfsr.errors import InputError, did_you_mean
+from diffsfsr.evaluation.items import TASKS
 from diffsfsr.evaluation.report.columns import BY_NAME
+from diffsfsr.presets import PRESETS
 
 if TYPE_CHECKING:  # it loads torch
     from diffsfsr.evaluation.protocols import Result
@@ -60,11 +62,13 @@ def read(preset: str) -> Gates:
     path = gates_file()
     try:
         rows = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"the gates in {path} cannot be read ({error}); DIFFSFSR_GATES names the file") from error
     for name, row in rows.items():
         if not isinstance(row, dict):
             raise InputError(f"{path}: {name} stands outside of a table: put it under [{_DEFAULT}]")
+        if name != _DEFAULT and name not in PRESETS:
+            raise InputError(f"{path}: [{name}] is neither [{_DEFAULT}] nor a preset{did_you_mean(name, PRESETS)}")
     return _gates(rows.get(_DEFAULT, {}) | rows.get(preset, {}), path)
 
 
@@ -82,6 +86,9 @@ def _gates(row: dict[str, Any], path: Path) -> Gates:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise InputError(f"{path}: {name} = {value!r} is not a number from 0 on")
     _known_figures((*row["not_worse"], *_list(row["better"], path)), path)
+    for task in _list(row["better_on"], path):
+        if task not in TASKS:
+            raise InputError(f"{path}: better_on names no task {task!r}{did_you_mean(task, TASKS)}; known: {', '.join(TASKS)}")
     return Gates(**{**row, "better": tuple(row["better"]), "better_on": tuple(_list(row["better_on"], path))})
 
 

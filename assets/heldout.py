@@ -121,8 +121,10 @@ def pair_list(workspace: Workspace, held: HeldOut, task: str, preset: Preset) ->
         / f"{held.dataset}-{task}-{tables.fingerprint(sorted(faces.ids), e.items, e.seed)[:10]}.parquet"
     )
     try:
-        return read_pairs(file, faces)
-    except InputError:  # none yet, or one that was damaged: the faces and the seed make the same again
-        pairs = make_pairs(faces, [""] * len(faces.ids), task, e.items, e.seed, use=None)
-        write_pairs(file, pairs, faces)
-        return pairs
+        if (pairs := read_pairs(file, faces)).task == task:
+            return pairs
+    except InputError:  # none yet, or one that was damaged
+        pass
+    pairs = make_pairs(faces, [""] * len(faces.ids), task, e.items, e.seed, use=None)  # the faces and the seed make the same again
+    write_pairs(file, pairs, faces)
+    return pairs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -75,7 +76,9 @@ class Bench:
         facts = {"version": method.version, "ours": ours, "protocol": EVALUATION_VERSION}
         known, judges = _head(folder), self.references.judges.describe()
         if known is not None and known == known | facts | {"method": method.name, "judges": judges}:
-            return Result.load(folder, outputs)
+            with suppress(OSError, ValueError, KeyError):  # rows that were damaged are measured again
+                if len((result := Result.load(folder, outputs)).rows) == len(pairs):
+                    return result
         what = f"{method.name}, task {pairs.task}"
         result = evaluate(
             outputs, self.references, batch=self.preset.evaluation.batch, progress=lambda done, of: tell(f"{what}: {done} of {of} items")
@@ -120,7 +123,8 @@ def _bench(workspace: Workspace, preset: Preset, held: heldout.HeldOut, dln: Pat
 
 
 def _folder_name(method: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", method).strip(".") or "method"
+    plain = re.sub(r"[^\w.+-]+", "_", method).strip(".") or "method"
+    return plain if plain == method else f"{plain}-{tables.fingerprint(method)[:6]}"  # 'a b' is not a_b
 
 
 def _head(folder: Path) -> dict[str, Any] | None:

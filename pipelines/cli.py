@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _complain(error: Any, code: int) -> int:
-    print(f"diffsfsr: {' '.join(str(error).split())}", file=sys.stderr)
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(error).split()))
+    print(f"diffsfsr: {line}", file=sys.stderr)  # nothing in it that a terminal would obey
     return code
 
 
@@ -269,7 +270,7 @@ def _evaluation(run: argparse.ArgumentParser) -> None:
     run.add_argument("--outputs", default="", metavar="DIR", help="evaluate: what another program made of the pairs, with its manifest.csv")
     about = "evaluate: write the pairs as another program needs them; with --method its pictures as scenes, for a second stage"
     run.add_argument("--export-pairs", default="", metavar="DIR", help=about)
-    run.add_argument("--study", type=int, default=0, metavar="N", help="evaluate: a page that asks people about N items of each method")
+    run.add_argument("--study", type=int, metavar="N", help="evaluate: a page that asks people about N items of each method")
     run.add_argument("--out", default="", metavar="FILE", help="evaluate --study: the page, an .html")
     run.add_argument("--answers", nargs="+", default=[], metavar="FILE", help="evaluate: what people answered, CSV or JSON, as tables")
     run.add_argument(

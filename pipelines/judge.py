@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets.partitions import TASKS
-from diffsfsr.errors import InputError
+from diffsfsr.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from pipelines.operate import Operator
 
+_MODELS = ("trained", "champion", "challenger")
 _ASKED = "all"  # the task that people are asked about: it changes who and how at once
 
 
 def check(args: Namespace) -> None:
     """Raises InputError for flags that do not go together, before anything runs."""
     flags = ("method", "outputs", "export_pairs", "study", "answers", "ablations", "out")
-    given = [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name)]
+    given = [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name) not in (None, "", [], False)]
     if given and args.job != "evaluate":
         raise InputError(f"{given[0]} goes with `run evaluate`, not with `run {args.job}`")
     kinds = [flag for flag in given if flag in ("--export-pairs", "--study", "--answers", "--ablations")]
@@ -29,8 +30,12 @@ def check(args: Namespace) -> None:
         raise InputError("--outputs needs --method NAME: what the method is called in the tables")
     if args.outputs and not Path(args.outputs).is_dir():
         raise InputError(f"--outputs {args.outputs} is no folder: it holds DATASET-TASK/manifest.csv and the pictures that they name")
+    if args.study is not None and args.study < 1:
+        raise InputError(f"--study {args.study} is no number of items: give 1 or more")
     if bool(args.study) != bool(args.out):
         raise InputError("--study N and --out FILE.html go together: how many items, and where to write the page")
+    if args.model not in _MODELS and not args.model.isdecimal():
+        raise InputError(f"--model {args.model}{did_you_mean(args.model, _MODELS)}: one of {', '.join(_MODELS)}, or a version's number")
 
 
 def evaluate(args: Namespace, operator: Operator) -> Any:
@@ -72,8 +77,8 @@ def export(operator: Operator, directory: Path, name: str = "", outputs: str = "
     """Write every pair list for another program, a folder each."""
     from assets import methods
 
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"--export-pairs {directory} is a file: name a folder")
+    if any(place.exists() and not place.is_dir() for place in (directory, *directory.absolute().parents)):
+        raise InputError(f"--export-pairs {directory} is a file, or lies below one: name a folder")
     first = Path(outputs).resolve() if outputs else None
     found = {}
     for dataset, task, pairs in _lists(operator):
@@ -90,7 +95,7 @@ def study(operator: Operator, model: str, count: int, out: str) -> dict[str, Any
     from assets.evaluation import model_folder, prepared_datasets
 
     page = Path(out)
-    if page.suffix.lower() not in (".html", ".htm") or not page.absolute().parent.is_dir():
+    if page.suffix.lower() not in (".html", ".htm") or not page.absolute().parent.is_dir() or page.is_dir():
         raise InputError(f"--out {out} must be the name of a page (.html) in a folder that exists")
     preset, workspace = operator.preset, operator.workspace
     folder, _ = model_folder(workspace, operator.registry(), preset, model)

@@ -190,6 +190,9 @@ class Operator:
 
     def promote(self, version: int = 0, why: str = "") -> dict[str, Any]:
         """Register the newest model, or put a registered version forward, and make it champion where it passes the gates."""
+        from assets import gates
+
+        gates.read(self.preset.name)  # a file that is wrong is told before hours of evaluation, not after
         change = {"champion": {"config": {"why": why}}, "registered_model": {"config": {"version": version}}}
         result = self.run("promote", ops=change, fail=False)
         checks = [c for c in result.get_asset_check_evaluations() if c.check_name == "not_worse_than_champion"]

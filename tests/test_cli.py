@@ -32,6 +32,11 @@ def process(*words: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "pipelines.cli", *words], cwd=ROOT, text=True, timeout=120, **kwargs)
 
 
+def test_a_complaint_is_one_line_that_no_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._complain("a\x1b[31m file,\nnot \u540d\udcff", 2) == 2
+    assert capsys.readouterr().err == "diffsfsr: a\\x1b[31m file, not \u540d\\udcff\n"
+
+
 @pytest.fixture
 def there(tmp_path: Path, tom_hanks: Path, astronaut: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to stand in, with two portraits, a broken one and nothing else; no weights beyond those of packages."""

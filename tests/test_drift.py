@@ -41,6 +41,14 @@ def test_distances_are_euclidean() -> None:
     np.testing.assert_allclose(drift._distances(points), brute, atol=1e-7)
 
 
+def test_one_row_that_is_not_finite_hides_no_drift() -> None:
+    rng = np.random.default_rng(0)
+    shifted, training = rng.normal(3.0, size=(40, 8)), rng.normal(size=(90, 8))
+    shifted[7] = np.nan
+    found = drift.compare(shifted, training, permutations=199)
+    assert found.warns and found.counts == (39, 90)
+
+
 def test_p_is_level_where_nothing_has_shifted_and_small_where_it_has() -> None:
     rng = np.random.default_rng(0)
     same = [drift.compare(rng.normal(size=(30, 8)), rng.normal(size=(60, 8)), 99, seed) for seed in range(100)]

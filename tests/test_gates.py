@@ -118,6 +118,9 @@ def test_a_team_sets_its_own_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ('without_comparison = "refuse"', 'without_comparison = "yes"', "'refuse' or 'by-itself'"),
         ("\n[default]", "\n[default", "cannot be read"),
         ("\n[default]", "\nitems = 3\n[default]", "items stands outside of a table"),
+        ("items = 50", "items = " + 5000 * "9", "cannot be read"),
+        ('better_on = ["all"]', 'better_on = ["al"]', "better_on names no task 'al' .did you mean all"),
+        ("\n[demo]", "\n[labb]", "labb. is neither .default. nor a preset .did you mean lab"),
     ],
 )
 def test_a_gate_that_is_none_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, told: str) -> None:

@@ -124,6 +124,9 @@ def test_a_second_stage_gets_the_first_ones_pictures(operator: Operator, sent: P
         ("promote --method x", "--method goes with `run evaluate`"),
         ("evaluate --study 3", "--study N and --out FILE.html go together"),
         ("evaluate --out page.html", "go together"),
+        ("evaluate --study -2 --out page.html", "--study -2 is no number of items"),
+        ("evaluate --study 0", "--study 0 is no number of items"),
+        ("evaluate --model chmpion", "--model chmpion.*did you mean champion.*or a version's number"),
         ("evaluate --outputs .", "--outputs needs --method NAME"),
         ("evaluate --method x --outputs nowhere", "--outputs nowhere is no folder"),
         ("evaluate --study 3 --out a.html --ablations", "--study and --ablations are different things"),
@@ -143,13 +146,23 @@ def test_flags_that_go_together_pass(line: str) -> None:
 
 
 def test_a_study_wants_a_page_and_answers_want_files(operator: Operator, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="must be the name of a page"):
-        judge.study(operator, "trained", 3, str(tmp_path / "page.pdf"))
+    (tmp_path / "folder.html").mkdir()
+    for name in ("page.pdf", "folder.html"):
+        with pytest.raises(InputError, match="must be the name of a page"):
+            judge.study(operator, "trained", 3, str(tmp_path / name))
+    with pytest.raises(InputError, match="is a file, or lies below one"):
+        judge.export(operator, Path(__file__) / "pairs")
     args = parser().parse_args(["run", "evaluate", "--answers", str(tmp_path / "none.csv")])
     with pytest.raises(InputError, match=r"none.csv is not there"):
         judge.evaluate(args, operator)
     with pytest.raises(NotReady, match="trained model"):
         judge.study(operator, "trained", 3, str(tmp_path / "page.html"))
+
+
+def test_gates_that_are_wrong_are_told_before_anything_is_evaluated(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFSFSR_GATES", "/nowhere/gates.toml")
+    with pytest.raises(InputError, match="/nowhere/gates.toml cannot be read"):
+        operator.promote()
 
 
 def test_ablations_are_those_of_the_preset_that_are_trained(operator: Operator, tmp_path: Path) -> None:

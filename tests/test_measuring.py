@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import synthetic
 import torch
@@ -114,8 +115,20 @@ def test_a_pair_list_is_drawn_once_and_found_again(workspace: Workspace) -> None
     written = file.stat().st_mtime_ns
     assert heldout.pair_list(workspace, held, "all", PRESET) == pairs and file.stat().st_mtime_ns == written
     assert tables.mark_of(file) == pairs.fingerprint and len(pairs) == 5
-    file.write_bytes(b"damaged")
-    assert heldout.pair_list(workspace, held, "all", PRESET) == pairs  # the faces and the seed make the same again
+    whole = tables.read(file)
+    for damage in (
+        lambda: file.write_bytes(b"damaged"),
+        lambda: tables.write(file, whole.drop(["seed"]), pairs.fingerprint),
+        lambda: tables.write(file, whole.slice(0, 1), pairs.fingerprint),
+        lambda: tables.write(file, whole.set_column(2, "seed", pa.nulls(len(whole), pa.int64())), pairs.fingerprint),
+    ):
+        damage()
+        assert heldout.pair_list(workspace, held, "all", PRESET) == pairs  # the faces and the seed make the same again
+        assert tables.read(file) == whole
+    heldout.pair_list(workspace, held, "identity", PRESET)
+    (swaps,) = (workspace.home / "reports" / "pairs").glob("*-identity-*.parquet")
+    file.write_bytes(swaps.read_bytes())
+    assert heldout.pair_list(workspace, held, "all", PRESET) == pairs
     other = heldout.pair_list(workspace, held, "all", config.override(PRESET, {"evaluation.seed": 1}))
     assert other.fingerprint != pairs.fingerprint
 
@@ -138,6 +151,26 @@ def test_a_method_is_made_and_measured_once(workspace: Workspace) -> None:
     assert newer.made == 5
     head = json.loads((workspace.home / "reports/methods" / pairs.fingerprint / "shifted/method.json").read_text())
     assert head["version"] == "2" and head["method"] == "shifted" and head["gallery"] == first.gallery
+
+
+def test_methods_of_like_names_have_rows_of_their_own(workspace: Workspace) -> None:
+    bench = judged(workspace)
+    pairs = bench.pairs("all")
+    for name in ("sim swap", "sim_swap"):
+        bench.measure(Shifted(bench.faces, name=name), pairs)
+    assert {"sim swap", "sim_swap"} <= {result.method for result in bench.stored(pairs)}
+
+
+def test_rows_that_were_damaged_are_measured_again(workspace: Workspace) -> None:
+    bench = judged(workspace)
+    pairs, method = bench.pairs("all"), Shifted(bench.faces)
+    first = bench.measure(method, pairs)
+    items = workspace.home / "reports/methods" / pairs.fingerprint / "shifted/items.parquet"
+    whole = tables.read(items)
+    for damage in (lambda: items.write_bytes(b"PAR1"), items.unlink, lambda: tables.write(items, whole.slice(0, 2), "fewer")):
+        damage()
+        assert bench.measure(method, pairs).rows == first.rows and method.made == 5
+        assert tables.read(items) == whole
 
 
 def test_other_judges_measure_again_and_make_nothing_again(workspace: Workspace) -> None:

@@ -85,6 +85,10 @@ def test_a_folders_version_is_its_pictures(faces: Faces, pairs: PairList, tmp_pa
         (["3,0.png"], "item,file", "line 2: item '3' is not one of 0 to 2"),
         (["-1,0.png"], "item,file", "item '-1' is not one of 0 to 2"),
         (["first,0.png"], "item,file", "item 'first'"),
+        (["9" * 5000 + ",0.png"], "item,file", "line 2: item '9{20}' is not one of 0 to 2"),
+        (["0,a\0b.png"], "item,file", "line 2: .* cannot be a file's name"),
+        (["0," + "a" * 5000 + ".png"], "item,file", "line 2: 'a{80}' cannot be a file's name"),
+        (["0,circle.png"], "item,file", "line 2: 'circle.png' cannot be a file's name"),
         (["0,none.png"], "item,file", "none.png is not there; leave `file` empty"),
         (["0,../secret.png"], "item,file", "secret.png lies outside the folder"),
         (["0,/etc/passwd"], "item,file", "/etc/passwd lies outside the folder"),
@@ -103,6 +107,7 @@ def test_whatever_is_wrong_with_a_folder_is_named(
     folder = outputs(tmp_path / "made", faces, *rows, header=header)
     write_image(tmp_path / "secret.png", faces.crops[0])
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "circle.png").symlink_to("circle.png")
     (folder / "text.png").write_text("a picture", encoding="utf-8")
     write_image(folder / "small.png", faces.crops[0][:40, :48])
     with pytest.raises(InputError, match=message) as raised:
@@ -115,6 +120,9 @@ def test_a_folder_without_a_manifest_is_told_what_one_is(faces: Faces, pairs: Pa
         Folder(faces, pairs, tmp_path)
     (tmp_path / MANIFEST).write_bytes(b"item,file\n0,\xff\xfe.png\n")
     with pytest.raises(InputError, match="UTF-8"):
+        Folder(faces, pairs, tmp_path)
+    (tmp_path / MANIFEST).write_bytes(b"")
+    with pytest.raises(InputError, match="has the columns none; it needs item,file"):
         Folder(faces, pairs, tmp_path)
 
 

@@ -80,15 +80,18 @@ def test_what_an_output_depends_on_makes_another_one(tmp_path):
     assert method.made == [3, 4]  # the first three belong to any list that has them
 
 
-def test_only_what_lacks_is_made_and_a_cut_file_lacks(tmp_path):
+def test_only_what_lacks_is_made_and_a_damaged_file_lacks(tmp_path):
     pairs, faces = _pairs(8)
     first = Outputs(tmp_path, Painter(), pairs, faces)
     wanted = _pictures(first)
     files = {i: tmp_path / first.keys[i][:2] / f"{first.keys[i]}.png" for i in range(8)}
     files[1].unlink()
     files[6].write_bytes(files[6].read_bytes()[:-9])
+    rotten = bytearray(files[3].read_bytes())
+    rotten[40:60] = bytes(20)  # its end is whole
+    files[3].write_bytes(rotten)
     method = Painter()
-    assert _same(_pictures(Outputs(tmp_path, method, pairs, faces)), wanted) and method.made == [1, 6]
+    assert _same(_pictures(Outputs(tmp_path, method, pairs, faces)), wanted) and method.made == [1, 3, 6]
 
 
 def test_without_a_folder_nothing_is_kept():

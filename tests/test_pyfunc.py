@@ -81,6 +81,13 @@ def test_a_table_of_rows_gives_a_row_each_and_what_lacks_is_the_orders_default(c
     np.testing.assert_array_equal(first, picture(champion.predict(rows.iloc[:1])["portrait"][0]))
 
 
+def test_columns_of_nothing_but_text_are_rows_too(champion: Any, order: Order) -> None:  # noqa: F811
+    """MLflow takes a dictionary of lists of text for one row of lists."""
+    row = {name: value for name, value in wish(order).items() if isinstance(value, str)}
+    made = champion.predict({name: [value] for name, value in row.items()})
+    np.testing.assert_array_equal(picture(made["portrait"][0]), picture(champion.predict(row)["portrait"][0]))
+
+
 def test_numbers_are_whole_though_a_table_with_gaps_makes_them_floats() -> None:
     table = pd.DataFrame([{"emotion": "joy", "seed": 3, "steps": 2}, {"emotion": "joy", "selfie": "me.jpg"}])
     assert table["seed"].dtype == float

@@ -125,6 +125,19 @@ def test_what_mlflow_left_half_made_is_begun_again(prepared: Path, tmp_path: Pat
     assert not list(tmp_path.glob("*.before-*"))  # there was nothing in it
 
 
+def test_nobody_is_told_to_move_away_a_database_that_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from assets.stores import schema
+
+    def locked(path: Path) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(schema, "_revision", locked)
+    (tmp_path / "mlflow.db").write_bytes(b"in use")
+    with pytest.raises(NotReady, match="another program holds it; end that and try again") as told:
+        Registry(f"sqlite:///{tmp_path}/mlflow.db").prepare_store()
+    assert "move it away" not in str(told.value)
+
+
 def test_a_database_with_anything_in_it_is_never_lost(prepared: Path, tmp_path: Path) -> None:
     """Half-made, it is left as it is; of an earlier MLflow, it is migrated, killed once on the way, and kept beside."""
     uri, insert = (
@@ -229,6 +242,13 @@ def test_the_content_hash_sees_names_and_bytes(tmp_path: Path) -> None:
     assert len(seen) == 4
 
 
+def test_a_note_of_somebodys_own_is_no_event(registry: Registry, tmp_path: Path) -> None:
+    registry.register(model_folder(tmp_path, "a"), registry.open_run("train", "training"))
+    registry.promote(1, "ann", "the first")
+    registry._client.set_registered_model_tag(registry.name, "champion.notes", "ask Ann first")
+    assert [(event.after, event.why) for event in registry.history()] == [(1, "the first")]
+
+
 def test_promotion_moves_the_champion_and_rollback_returns_it(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="diffsfsr run train"):
         registry.resolve(CHAMPION)
@@ -236,8 +256,9 @@ def test_promotion_moves_the_champion_and_rollback_returns_it(registry: Registry
     run = registry.open_run("train", "training")
     for content in "abc":
         registry.register(model_folder(tmp_path, content), run)
-    with pytest.raises(NotReady, match="diffsfsr run promote"):
-        registry.resolve(CHAMPION)
+    for absent in (CHAMPION, 4, "9" * 30, "\u00b2", "no body"):
+        with pytest.raises(NotReady, match="diffsfsr run promote"):
+            registry.resolve(absent)
     first = registry.promote(1, "ann", "the first")
     assert first.version == registry.champion == 1
     with pytest.raises(NotReady, match="no champion before"):

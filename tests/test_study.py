@@ -80,7 +80,7 @@ def test_the_page_names_no_method_and_needs_no_other_file(tmp_path: Path) -> Non
 def test_no_place_in_the_page_tells_a_method(tmp_path: Path) -> None:
     first = []
     for seed in range(4):
-        page = written(tmp_path, seed)
+        page = written(tmp_path / str(seed), seed)
         owners, data = key_data(page)["pictures"], told(page)
         assert list(data["pictures"]) == sorted(owners)
         first += [owners[item["pictures"][0]]["whose"] for item in data["items"]]
@@ -424,3 +424,30 @@ def test_the_key_is_found_by_the_study_and_a_wrong_one_refused(tmp_path: Path) -
         study_report([file], key_of(pages[0]))
     with pytest.raises(InputError, match="is not the key of a study"):
         answers.read_key(file)
+    (tmp_path / "b" / "a server's.key.json").write_text('{"private": "of another program"}')
+    assert answers.find_key([file], [tmp_path / "b"]) == key_of(pages[1]).resolve()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"ours": "nobody"},
+        {"made_nothing": [1]},
+        {"made_nothing": None},
+        {"methods": "ours"},
+        {"pictures": {"a": {"whose": "SimSwap", "item": float("inf")}}},
+    ],
+)
+def test_a_key_that_was_changed_is_none(tmp_path: Path, damage: dict[str, Any]) -> None:
+    page = written(tmp_path)
+    key_of(page).write_text(json.dumps(key_data(page) | damage))
+    with pytest.raises(InputError, match="is not the key of a study"):
+        answers.read_key(key_of(page))
+
+
+def test_the_key_of_another_study_is_not_lost(tmp_path: Path) -> None:
+    """The answers to a page that is out can be read as long as its key is there."""
+    first = written(tmp_path).read_bytes(), key_of(written(tmp_path)).read_bytes()  # the same study again is no other one
+    with pytest.raises(InputError, match="study.key.json is there already, of study .*: give --out another name"):
+        written(tmp_path, seed=1)
+    assert (key_of(tmp_path / "study.html").read_bytes(), (tmp_path / "study.html").read_bytes()) == first[::-1]

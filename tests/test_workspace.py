@@ -144,6 +144,23 @@ def test_forgetting_looks_at_no_photograph_again(two: Workspace, tmp_path: Path,
     assert sum(counts) == 0
 
 
+def test_pair_lists_and_outputs_go_with_the_forgotten(two: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the process is killed before it has dropped a row: a second try finds the person by the rows."""
+    lists = [two.home / "reports" / "pairs" / f"{name}-all-0123456789.parquet" for name in ("first", "second")]
+    made = [two.outputs(name) / "ab" / "abcd.png" for name in ("first", "second")]
+    for file in (*lists, *made):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("of person-2")
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr("assets.stores.workspace._drop", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        two.forget(person="person-2")
+    assert [file.exists() for file in (*lists, *made)] == [False, True, False, True]
+    assert two.forget(person="person-2") == 2
+    lists[0].write_text("of person-1")
+    two.forget(dataset="first")
+    assert [file.exists() for file in lists] == [False, True]
+
+
 def test_a_face_is_forgotten_alone(two: Workspace) -> None:
     table = two.table(aligned(TINY), two.shards("first"), ["face_id", "person"]).to_pylist()
     face_id = next(row["face_id"] for row in table if row["person"] == "person-2")

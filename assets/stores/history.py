@@ -7,6 +7,7 @@ so that a process killed between the two writes leaves an event that is seen to 
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 _TAG = "champion."
+_KEY = re.compile(r"champion\.\d{5,}\.[0-9a-f]{8}")  # not a note of somebody's own
 _LONGEST = 1000  # characters of a reason; MLflow takes 5000 bytes in all
 
 
@@ -42,7 +44,7 @@ def as_tag(event: Event, number: int) -> tuple[str, str]:
 
 def read(tags: Mapping[str, str], champion: int | None) -> list[Event]:
     """The events, oldest first, out of the tags of a registered model whose champion is that version now."""
-    told = [Event(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(_TAG)]
+    told = [Event(**json.loads(tags[key])) for key in sorted(tags) if _KEY.fullmatch(key)]
     found = [*(event.before for event in told[1:]), champion]  # what the next one, or now, finds as champion
     return [replace(event, happened=later != event.before) for event, later in zip(told, found, strict=False)]
 

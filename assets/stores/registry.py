@@ -31,6 +31,7 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 _MAKE = "run `diffsfsr run train` and `diffsfsr run promote`"
 HASH_TAG = "content_sha256"
 _ANY = -1  # no version's number
+_DIGITS = 18  # of a version: more are no 64-bit number
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Registry(Runs):
         Ask once per batch and note the version with every output. Raises NotReady when there is none.
         """
         nothing = NotReady(f"registry: there is no model {alias!r} in {_shown(self.tracking_uri)} yet; {_MAKE}")
-        if self._empty:
+        if self._empty or (str(alias).isdigit() and len(str(alias)) > _DIGITS):
             raise nothing
         from mlflow.exceptions import MlflowException
 

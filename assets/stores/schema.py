@@ -63,6 +63,8 @@ def _replace(path: Path) -> bool:
             os.replace(beside, path)
     except Exception as error:  # alembic's, SQLAlchemy's and sqlite3's have nothing in common
         why, do = str(error).partition("\n")[0], "put a backup in its place or move it away"
+        if "database is locked" in why:  # it is whole, and must stay where it is
+            do = "another program holds it; end that and try again"
         raise NotReady(f"registry: {path} cannot be brought to this MLflow's schema ({why}): {do}") from error
     return True
 

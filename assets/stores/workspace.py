@@ -129,6 +129,7 @@ class Workspace:
             with self.lock(f"sources-{dataset}"):
                 count = sum(tables.read(self.file("sources", shard), ["path"]).num_rows for shard in self.shards(dataset))
                 shutil.rmtree(self.dataset(dataset), ignore_errors=True)
+                self._forget_pairs(dataset)
             return count
         return sum(self._forget_in(name, person, face_id) for name in self.datasets())
 
@@ -142,11 +143,17 @@ class Workspace:
             photographs |= {(row["path"], row["face"]) for row in faces if row["face_id"] == face_id}
             ids = {row["face_id"] for row in faces if (row["path"], row["face"]) in photographs}
             self._remember([row for row in sources if (row["path"], row["face"]) in photographs])
+            if photographs:  # before the rows by which a second try would find them
+                shutil.rmtree(self.outputs(dataset), ignore_errors=True)
+                self._forget_pairs(dataset)
             for file in folder.glob("*/*.parquet"):
                 _drop(file, ids, photographs)
-            if photographs:
-                shutil.rmtree(self.outputs(dataset), ignore_errors=True)
         return len(photographs)
+
+    def _forget_pairs(self, dataset: str) -> None:
+        """The stored pair lists say whom they are about; those of the faces that are left are drawn again."""
+        for file in (self.home / "reports" / "pairs").glob(f"{dataset}-*.parquet"):
+            file.unlink(missing_ok=True)
 
     def _remember(self, rows: list[dict[str, Any]]) -> None:
         if rows:

@@ -32,8 +32,9 @@ def compare(a: np.ndarray, b: np.ndarray, permutations: int = 999, seed: int = 0
     """Of samples (n, D) and (m, D): D^2 = 2 E|A - B| - E|A - A'| - E|B - B'|, as a share of 2 E|A - B|.
 
     The mean share over random divisions of both samples together into n and m is subtracted: what is left does not shrink as samples
-    grow. Raises ValueError where their widths differ, or one is empty.
+    grow. Rows that are not finite are left out: one would silence all others. Raises ValueError where widths differ, or one is empty.
     """
+    a, b = (x[np.isfinite(x).all(axis=1)] if x.ndim == 2 else x for x in (a, b))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
         raise ValueError(f"two samples of embeddings have one width, not {a.shape} and {b.shape}")
     distances, n = _distances(np.concatenate([a, b]).astype(np.float64)), len(a)

@@ -24,6 +24,7 @@ PAIRS = pa.schema(
     [("item", pa.int64()), ("task", pa.string()), ("seed", pa.int64()), *[(name, pa.string()) for name in ROLES]]
     + [(f"{name}_person", pa.string()) for name in ROLES]
 )
+_READ = pa.schema([PAIRS.field(name) for name in ("item", "task", "seed", *ROLES)])
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,11 @@ def write_pairs(path: Path, pairs: PairList, faces: Faces) -> None:
 
 
 def read_pairs(path: Path, faces: Faces) -> PairList:
-    """What `write_pairs` wrote, over faces in any order. Raises InputError where it is no pair list, or names a face that is not there."""
+    """What `write_pairs` wrote, over faces in any order. Raises InputError where it is no pair list or another than was written, or names
+    a face that is not there."""
     try:
-        rows = tables.read(path, ["item", "task", "seed", *ROLES]).sort_by("item").to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
+        rows = tables.read(path, ["item", "task", "seed", *ROLES]).cast(_READ).sort_by("item").to_pylist()
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's are among them
         raise InputError(f"{path} is not a stored pair list: {str(error).splitlines()[0]}") from error
     tasks = {row["task"] for row in rows}
     if len(tasks) != 1 or not tasks <= set(TASKS):
@@ -116,7 +118,10 @@ def read_pairs(path: Path, faces: Faces) -> PairList:
     if lacking:
         raise InputError(f"{path} asks for faces that are not prepared here, the first {lacking[0]!r}; delete it to draw new pairs")
     items = [Item(*(place[row[role]] for role in ROLES)) for row in rows]
-    return pair_list(faces, tasks.pop(), items, [row["seed"] for row in rows])
+    pairs = pair_list(faces, tasks.pop(), items, [row["seed"] for row in rows])
+    if pairs.fingerprint != tables.mark_of(path):
+        raise InputError(f"{path} has been changed since it was drawn; delete it to draw it again")
+    return pairs
 
 
 # --- drawn ----------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from diffsfsr.evaluation.items import Faces, Item, PairList, Picture
 
 MANIFEST = "manifest.csv"  # item,file[,pairs]: beside the pictures of another program
 _ROOM = 16 << 20  # bytes of a manifest: far above that of any list
+_DIGITS = 18  # of an item's number
 
 
 class Method(Protocol):
@@ -141,15 +142,19 @@ class Folder:
         return files
 
     def _number(self, text: str, where: str) -> int:
-        if not text.isdecimal() or int(text) >= len(self.pairs):
-            raise InputError(f"{where}: item {text!r} is not one of 0 to {len(self.pairs) - 1}; it numbers the rows of pairs.csv")
+        if not text.isdecimal() or len(text) > _DIGITS or int(text) >= len(self.pairs):
+            raise InputError(f"{where}: item {text[:20]!r} is not one of 0 to {len(self.pairs) - 1}; it numbers the rows of pairs.csv")
         return int(text)
 
     def _inside(self, name: str, where: str) -> Path:
-        file = (self.directory / name).resolve()
+        try:
+            file = (self.directory / name).resolve()
+            is_there = file.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, links in a circle
+            raise InputError(f"{where}: {name[:80]!r} cannot be a file's name ({type(error).__name__}); name the picture") from error
         if not file.is_relative_to(self.directory.resolve()):
             raise InputError(f"{where}: {name} lies outside the folder; name files relative to {self.directory}")
-        if not file.is_file():
+        if not is_there:
             raise InputError(f"{where}: {name} is not there; leave `file` empty where the method gave no picture")
         return file
 
@@ -183,8 +188,9 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             rows = [{key: (value or "").strip() for key, value in row.items() if isinstance(key, str)} for row in reader]
+            columns = reader.fieldnames or ()
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is no CSV in UTF-8 ({error}); write the columns item,file") from error
-    if not {"item", "file"} <= set(reader.fieldnames or ()):
-        raise InputError(f"{path} has the columns {', '.join(reader.fieldnames or ()) or 'none'}; it needs item,file")
+    if not {"item", "file"} <= set(columns):
+        raise InputError(f"{path} has the columns {', '.join(columns) or 'none'}; it needs item,file")
     return rows

@@ -49,10 +49,10 @@ class Outputs:
 
     def pictures(self, places: Sequence[int]) -> list[Picture | None]:
         """Those of several items, what lacks made together."""
-        there = {i: content for i in places if (content := self._kept(i)) is not None}
+        there = {i: kept for i in places if (kept := self._kept(i)) is not None}
         lacking = [i for i in places if i not in there]
         made = dict(zip(lacking, self._make(lacking), strict=True))
-        return [made[i] if i in made else _decoded(there[i]) for i in places]
+        return [made[i] if i in made else there[i][0] for i in places]
 
     def _make(self, places: Sequence[int]) -> list[Picture | None]:
         if not places:
@@ -72,13 +72,24 @@ class Outputs:
             content = b"" if picture is None else encode_png(picture)
             tables.write_whole(file, lambda p: p.write_bytes(content))
 
-    def _kept(self, i: int) -> bytes | None:
+    def _kept(self, i: int) -> tuple[Picture | None] | None:
+        """(what is kept of an item,); None where nothing is, or it was damaged: then it is made again."""
+        from diffsfsr.face.images import Rejected, decode
+
         file = self._file(i)
         try:
             content = file.read_bytes() if file else None
         except FileNotFoundError:
             return None
-        return content if not content or content.endswith(_PNG_END) else None  # one cut short is made again
+        if not content:
+            return None if content is None else (None,)
+        if not content.endswith(_PNG_END):  # a decoder may not mind
+            return None
+        try:
+            picture = decode(content)
+        except Rejected:
+            return None
+        return (picture,) if _kind(picture) == ((self.side, self.side, 3), "uint8") else None
 
     def _file(self, i: int) -> Path | None:
         return self.folder and self.folder / self.keys[i][:2] / f"{self.keys[i]}.png"
@@ -100,9 +111,3 @@ def _hash(*parts: Any) -> str:
 
 def _kind(picture: np.ndarray) -> tuple[tuple[int, ...], str]:
     return picture.shape, str(picture.dtype)
-
-
-def _decoded(content: bytes) -> Picture | None:
-    from diffsfsr.face.images import decode
-
-    return decode(content) if content else None

@@ -69,12 +69,14 @@ class PortraitModel:
 
 
 def _rows(model_input: Any) -> Iterable[dict[str, Any]]:
-    """Each row as a dictionary; a dictionary of plain values is one row."""
+    """Each row as a dictionary; one of plain values is one row. Columns of nothing but text come from MLflow as one row of lists."""
     import pandas as pd
 
     if isinstance(model_input, Mapping) and not any(isinstance(value, list | tuple) for value in model_input.values()):
         model_input = [model_input]
-    return pd.DataFrame(model_input).to_dict("records")
+    table = pd.DataFrame(model_input)
+    listed = [name for name in table.columns if table[name].map(lambda value: isinstance(value, list)).any()]
+    return (table.explode(listed) if listed else table).to_dict("records")
 
 
 def _order(row: Mapping[str, Any]) -> Order:

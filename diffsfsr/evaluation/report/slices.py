@@ -121,7 +121,7 @@ def skin_angle(crop: Picture, landmarks: np.ndarray) -> float:
     return float(np.degrees(np.arctan2(lightness - 50.0, max(yellow, 1e-6))))
 
 
-# How often a rule is right was counted by eye on 30 faces of LFW for each of its answers, of 30 people it was not set on.
+# How often a rule is right was counted by eye on 30 faces of LFW for each of its answers; some thresholds were set on people among them.
 RULES: dict[str, tuple[str, str, Rule, Sequence[str]]] = {
     "pose": ("scene", "yaw of the landmarks' head pose", turned, _TURNED),
     "glasses": (

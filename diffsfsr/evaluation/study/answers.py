@@ -68,9 +68,12 @@ def read_key(path: Path) -> Key:
     """A study's key file. Raises InputError where it is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        owners = {token: (entry["whose"], int(entry["item"])) for token, entry in data["pictures"].items()}
-        return Key(data["study"], data["task"], data["ours"], tuple(data["methods"]), owners, data["made_nothing"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        owners = {token: (str(entry["whose"]), int(entry["item"])) for token, entry in data["pictures"].items()}
+        methods = tuple(map(str, dict.fromkeys(data["methods"])))
+        if data["ours"] not in methods:
+            raise ValueError("its own method is not among the methods")
+        return Key(str(data["study"]), str(data["task"]), data["ours"], methods, owners, dict(data["made_nothing"]))
+    except (OSError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is not the key of a study ({type(error).__name__}): give the .key.json written beside its page"
         ) from error
@@ -79,12 +82,18 @@ def read_key(path: Path) -> Key:
 def find_key(files: Sequence[Path], folders: Sequence[Path]) -> Path:
     """The key, among the *.key.json of some folders, of the study that the first readable file of answers is of.
 
-    Raises InputError where no file can be read, or no key fits.
+    Other programs' files of that ending are passed over. Raises InputError where no file can be read, or no key fits.
     """
     studies = dict.fromkeys(str(line.get("study")) for file in files for line in _try_lines(file)[:1])
+    unfit: list[InputError] = []
     for path in sorted({path.resolve() for folder in folders for path in folder.glob("*.key.json")}):
-        if read_key(path).study in studies:
-            return path
+        try:
+            if read_key(path).study in studies:
+                return path
+        except InputError as error:
+            unfit.append(error)
+    if unfit:
+        raise unfit[0]
     where = ", ".join(map(str, folders))
     raise InputError(
         f"no key of study {', '.join(studies) or '(no file of answers can be read)'} lies in {where}: put it beside the answers"

@@ -87,7 +87,8 @@ def write_study(
     """Write the page and its key; returns what it holds: page, key, study, items, pictures, and how many items each method made nothing of.
 
     `count` items are drawn by `seed` from those that every method made a picture of. `ours` is the method that the others are compared
-    with. Raises InputError for a `count` below 1 or an `ours` that is no method, NotReady where fewer items have all their pictures.
+    with. Raises InputError for a `count` below 1, an `ours` that is no method or a page whose key is another study's, NotReady where
+    fewer items have all their pictures.
     """
     if count < 1 or ours not in outputs:
         raise InputError(
@@ -99,9 +100,10 @@ def write_study(
     tokens = _tokens(sum(len(each.pictures) for each in shown), rng)
     data, owners = _page_data(shown, faces, tokens)
     study = {"id": tables.fingerprint(pairs.fingerprint, sorted(outputs), seed, hashlib.sha256(json.dumps(data).encode()).hexdigest())}
-    _write_page(page, study | data)
+    _require_free(key_of(page), study["id"])
     facts = {"study": study["id"], "task": pairs.task, "pairs": pairs.fingerprint, "seed": seed, "ours": ours, "methods": list(outputs)}
-    tables.write_json(key_of(page), facts | {"made_nothing": lacking, "pictures": owners})
+    tables.write_json(key_of(page), facts | {"made_nothing": lacking, "pictures": owners})  # first: no page is without its key
+    _write_page(page, study | data)
     return {
         "page": str(page),
         "key": str(key_of(page)),
@@ -110,6 +112,16 @@ def write_study(
         "pictures": len(tokens),
         "made_nothing": lacking,
     }
+
+
+def _require_free(key: Path, study: str) -> None:
+    """Refuse to lose the key of another study: its answers could never be read."""
+    try:
+        before = json.loads(key.read_text(encoding="utf-8"))["study"] if key.exists() else study
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        before = "unknown"
+    if before != study:
+        raise InputError(f"{key} is there already, of study {before}, whose answers need it: give --out another name, or remove it")
 
 
 def _drawn(outputs: Mapping[str, Made], pairs: PairList, count: int, rng: np.random.Generator) -> tuple[list[_Shown], dict[str, int]]:
