@@ -22,6 +22,9 @@ _VERDICT = "verdict"  # a version's tag: against which champion it was judged, a
 _TOLD = 10  # refusals in that tag: MLflow takes no long ones
 
 
+ROLLBACK = "rollback"  # the job. A setting in its place would need a job with a config of its own, which keeps the stores of its loading
+
+
 class Candidate(dg.Config):
     """Which version is put forward: 0 registers the preset's newest trained model, another number names one that is registered."""
 
@@ -29,9 +32,8 @@ class Candidate(dg.Config):
 
 
 class Change(dg.Config):
-    """How the champion changes, and who wants it why. Without `who` it is the user that the process runs as."""
+    """Who wants the champion changed, and why. Without `who` it is the user that the process runs as."""
 
-    rollback: bool = False
     who: str = ""
     why: str = ""
 
@@ -140,9 +142,10 @@ def _crop(folder: Path) -> int:
 
 @dg.asset(deps=[registered_model], kinds={"mlflow"}, group_name="release", pool="registry")
 def champion(context: dg.AssetExecutionContext, config: Change, registry: RegistryResource) -> dg.MaterializeResult:
-    """One alias: the version that portraits are made with. The challenger takes it when it has passed the gates, or it is rolled back."""
+    """One alias: the version that portraits are made with. The challenger takes it when it has passed the gates; in the job `rollback`
+    it goes back to the version before."""
     who, before = config.who or getpass.getuser(), registry.open.champion
-    if config.rollback:
+    if context.run.job_name == ROLLBACK:
         found = registry.open.rollback(who, config.why or f"rolled back in run {context.run_id}")
     else:
         found = _promoted(registry.open, who, config.why or f"passed the gates in run {context.run_id}")

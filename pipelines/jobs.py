@@ -2,6 +2,8 @@
 
 import dagster as dg
 
+from assets.registry import ROLLBACK
+
 scan = dg.define_asset_job("scan", ["source_images"], description="List a folder of photographs and deal it into shards.")
 prepare = dg.define_asset_job(
     "prepare",
@@ -41,9 +43,8 @@ promote = dg.define_asset_job(
     description="Register the newest model, or put a version forward; make it champion if it passes the gates.",
 )
 rollback = dg.define_asset_job(
-    "rollback",
+    ROLLBACK,
     _CHAMPION,
-    config={"ops": {"champion": {"config": {"rollback": True}}}},
     description="Make the champion's predecessor the champion again.",
 )
 watch = dg.define_asset_job(

@@ -204,7 +204,7 @@ class Operator:
 
     def rollback(self, why: str = "") -> dict[str, Any]:
         """Make the champion's predecessor the champion again."""
-        self.run("rollback", ops={"champion": {"config": {"rollback": True, "why": why}}})
+        self.run("rollback", ops={"champion": {"config": {"why": why}}})
         return self._service()
 
     def _service(self) -> dict[str, Any]:

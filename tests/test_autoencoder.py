@@ -89,7 +89,7 @@ def test_loads_a_folder_saved_by_diffusers_and_saves_it_as_ours(tmp_path: Path) 
     vae = LatentAutoencoder.from_diffusers(tmp_path / "taesd")
     with torch.no_grad():
         torch.testing.assert_close(vae.encode(pictures()), small.encode(pictures()).latents)
-    lean = LeanAutoencoder(latent_channels=6, width=8).eval()
+    lean = LeanAutoencoder(latent_channels=6, block_out_channels=(3, 8, 16, 24)).eval()
     lean.save_pretrained(tmp_path / "lean")
     with torch.no_grad():
         assert torch.equal(LatentAutoencoder.from_diffusers(tmp_path / "lean").encode(pictures()), lean.encode(pictures()).latents)

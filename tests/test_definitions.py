@@ -141,6 +141,7 @@ def test_jobs_sensor_schedule_checks(graph: Any) -> None:
     made = {job: {key.to_user_string() for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys} for job in JOBS}
     assert set().union(*made.values()) == GRAPH.keys()  # everything can be made by hand
     assert made["generate"] == {"portraits"} and made["promote"] == {"registered_model", "champion"}
+    assert not any(defs.resolve_job_def(job).run_config for job in JOBS)  # such a job would keep the stores of its loading
     assert made["rollback"] == {"champion"} and made["watch"] == set()
     checked = {job: {key.name for key in defs.resolve_job_def(job).asset_layer.asset_graph.asset_check_keys} for job in JOBS}
     assert checked["promote"] == {"not_worse_than_champion"} and checked["generate"] == checked["rollback"] == set()

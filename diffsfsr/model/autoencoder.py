@@ -126,7 +126,7 @@ def check_autoencoder(part: Part, row: config.Autoencoder | None = None) -> str:
 
 def _inner_config(kind: str, channels: int, width: int) -> dict[str, Any]:
     if kind == "lean":
-        return {"latent_channels": channels, "width": width}
+        return {"latent_channels": channels, "block_out_channels": (3, width, 2 * width, 3 * width)}
     if kind == "tiny":
         return {
             "encoder_block_out_channels": (width,) * 4,

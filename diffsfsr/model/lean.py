@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor, nn
 
-_WIDTHS = (1, 2, 3)  # of the layers at 1/2, 1/4 and 1/8 of the side, times `width`
 _ENCODER_BLOCKS, _DECODER_BLOCKS = (1, 1, 2), (1, 2, 2)
 
 
@@ -20,16 +20,22 @@ class LeanAutoencoder(ModelMixin, ConfigMixin):
 
     Args:
         latent_channels: C.
-        width: channels of the layers at half the side; the deeper ones have two and three times as many.
+        block_out_channels: of the picture, and of the layers at a half, a quarter and an eighth of its side.
+        scaling_factor: what diffusers' own pipelines multiply latents by.
     """
 
     @register_to_config
-    def __init__(self, latent_channels: int = 8, width: int = 64) -> None:
+    def __init__(
+        self,
+        latent_channels: int = 8,
+        block_out_channels: tuple[int, int, int, int] = (3, 64, 128, 192),
+        scaling_factor: float = 1.0,
+    ) -> None:
         super().__init__()
-        half, quarter, eighth = (width * w for w in _WIDTHS)
+        picture, half, quarter, eighth = block_out_channels
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(2),
-            nn.Conv2d(12, half, 3, padding=1),
+            nn.Conv2d(4 * picture, half, 3, padding=1),
             *_blocks(half, _ENCODER_BLOCKS[0]),
             nn.Conv2d(half, quarter, 3, stride=2, padding=1),
             *_blocks(quarter, _ENCODER_BLOCKS[1]),
@@ -44,17 +50,20 @@ class LeanAutoencoder(ModelMixin, ConfigMixin):
             *_blocks(quarter, _DECODER_BLOCKS[1]),
             *_finer(quarter, half),
             *_blocks(half, _DECODER_BLOCKS[0]),
-            *_finer(half, 3),
+            *_finer(half, picture),
         )
 
-    def encode(self, images: Tensor) -> AutoencoderTinyOutput:
-        return AutoencoderTinyOutput(latents=self.encoder(images))
+    def encode(self, images: Tensor, return_dict: bool = True) -> AutoencoderTinyOutput | tuple[Tensor]:
+        latents = self.encoder(images)
+        return AutoencoderTinyOutput(latents=latents) if return_dict else (latents,)
 
-    def decode(self, latents: Tensor) -> DecoderOutput:
-        return DecoderOutput(sample=self.decoder(latents))
+    def decode(self, latents: Tensor, generator: torch.Generator | None = None, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """`generator` is not used: diffusers' own pipelines hand one to every autoencoder."""
+        images = self.decoder(latents)
+        return DecoderOutput(sample=images) if return_dict else (images,)
 
     def forward(self, images: Tensor) -> DecoderOutput:
-        return self.decode(self.encode(images).latents)
+        return DecoderOutput(sample=self.decoder(self.encoder(images)))
 
 
 def _blocks(channels: int, count: int) -> list[nn.Module]:
