@@ -121,3 +121,14 @@ def test_numbers_are_of_the_weights_given(inputs: Inputs) -> None:
         assert other["val_id"] == pytest.approx(float(expected.mean()), rel=1e-5)
         difference = objective.dln(output, batch["landmarks"]) - batch["expression"]
         assert other["val_exp"] == pytest.approx(float(difference.square().mean()), rel=1e-5)
+
+
+def test_the_network_is_shown_what_training_shows_it(inputs: Inputs) -> None:
+    """The masked latents of the shards, not those of a scene decoded and masked anew by whole latent positions."""
+    torch.manual_seed(0)
+    validation, seen = Validation(DiffusionObjective(preset(), inputs)), list[torch.Tensor]()
+    validation.network.unet.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    with torch.no_grad():
+        validation._output(torch.device("cpu"))
+    shown = torch.cat([validation.cross["masked"], validation.cross["mask"]], 1)
+    assert seen and all(torch.equal(z[: len(shown), -shown.shape[1] :], shown) for z in seen)

@@ -6,13 +6,13 @@ import copy
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from diffsfsr.model.autoencoder import FACTOR
+from diffsfsr.model.sampling import conditioned, make_scheduler, sample
 from diffsfsr.training import losses
 from diffsfsr.training.data import Batch, Triplets
 from diffsfsr.training.objectives import DiffusionObjective
+from diffsfsr.training.objectives.diffusion import condition_of
 
 _DRAWS = 4  # of noise an item, for a loss that depends less on it
 
@@ -26,8 +26,6 @@ class Validation:
 
     def __init__(self, objective: DiffusionObjective) -> None:
         """To be made before the objective's network is trained or wrapped. Raises InputError where too few people are held out."""
-        from diffsfsr.model.pipeline import DiffSFSRPipeline
-
         preset = objective.preset
         self.objective, self.preset, self.seed = objective, preset, preset.training.seed
         shards = list(objective.inputs.shards)
@@ -37,8 +35,7 @@ class Validation:
         self.cross, self.own = faces.take(scene, identity, expression, apart), faces.take(scene, scene, scene, ~apart)
         self.shown = [faces.latent[chosen].float() for chosen in (scene, identity, expression)]
         self.network = copy.deepcopy(objective.network).eval().requires_grad_(False)
-        self.pipeline = DiffSFSRPipeline.from_model(self.network, objective.autoencoder, preset)
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.scheduler = make_scheduler(preset.schedule, preset.sampling.sampler)
 
     @torch.no_grad()
     def __call__(self, weights: dict[str, Tensor]) -> tuple[dict[str, float], np.ndarray]:
@@ -77,13 +74,14 @@ class Validation:
 
     def _output(self, device: torch.device) -> Tensor:
         """What the preset's sampler makes of them, (n, 3, S, S) in [-1, 1]."""
-        batch = _to(self.cross, device)
-        scene = self.objective.autoencoder.decode(batch["latent"]).float()
-        mask = F.interpolate(batch["mask"], scale_factor=FACTOR)
-        identity: dict[str, Tensor | None] = {name: batch[f"id_{name}"] for name in self.preset.conditioning.identity}
+        batch, told, s = _to(self.cross, device), self.preset.conditioning, self.preset.sampling
+        identity: dict[str, Tensor | None] = {name: batch[f"id_{name}"] for name in told.identity}
         present = torch.cat([batch["present"], torch.ones_like(batch["present"][:, :1])], 1)
-        made = self.pipeline(scene, mask, identity, batch["expression"], seeds=range(len(scene)), output_type="pt", present=present)
-        return torch.as_tensor(made.images).float()
+        model_fn = conditioned(self.network, condition_of(batch, told), identity, batch["expression"], present)
+        keep = (batch["latent"], batch["mask"]) if told.background == "segmentation" else None
+        seeds = range(len(present))
+        made = sample(model_fn, batch["latent"].shape[1:], self.scheduler, s.steps, seeds, s.guidance, device, keep=keep)
+        return self.objective.autoencoder.decode(made).float().clamp(-1, 1)
 
     def _distances(self, output: Tensor, batch: Batch) -> dict[str, float]:
         names = self.preset.conditioning.identity

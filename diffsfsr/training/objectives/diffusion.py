@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from diffsfsr.config import Preset
+from diffsfsr.config import Conditioning, Preset
 from diffsfsr.training import losses
 from diffsfsr.training.data import Batch, Position, Triplets
 from diffsfsr.training.run import Inputs
@@ -88,8 +88,7 @@ class DiffusionObjective:
     def _conditions(self, batch: Batch, generator: torch.Generator) -> dict[str, Any]:
         """The network's conditions, with slots dropped at random: one at a time, and all of them for guidance."""
         c = self.preset.conditioning
-        shown = {"image": ["masked"], "segmentation": ["mask"]}[c.background] + ["mask"] * c.mask_channel
-        condition = torch.cat([batch[name] for name in shown], 1)
+        condition = condition_of(batch, c)
         present = torch.cat([batch["present"], torch.ones_like(batch["present"][:, :1])], 1)
         chance = torch.rand((len(condition), present.shape[1] + 1), generator=generator, device=condition.device)
         present[:, :-1] &= chance[:, :-2] >= c.slot_dropout
@@ -158,6 +157,12 @@ class DiffusionObjective:
         DiffSFSRPipeline.from_model(self.network, self.autoencoder, self.preset).save_pretrained(folder)
         self.dln.save(folder / "dln")
         tables.write_json(folder / "preset.json", config.to_dict(self.preset))
+
+
+def condition_of(batch: Batch, told: Conditioning) -> Tensor:
+    """What the UNet is shown of the batch's scenes, (B, k, h, w): as `condition_latents`, of what the shards hold."""
+    shown = {"image": ["masked"], "segmentation": ["mask"]}[told.background] + ["mask"] * told.mask_channel
+    return torch.cat([batch[name] for name in shown], 1)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:
