@@ -19,9 +19,7 @@ from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
 
 _VERDICT = "verdict"  # a version's tag: against which champion it was judged, and how that went
-_TOLD = 10  # refusals in that tag: MLflow takes no long ones
-
-
+_TOLD = 5  # refusals in that tag: MLflow takes no long ones
 ROLLBACK = "rollback"  # the job. A setting in its place would need a job with a config of its own, which keeps the stores of its loading
 
 
@@ -104,7 +102,7 @@ def contest(workspace: Workspace, registry: Registry, settings: Settings) -> tup
     note = {
         "champion": number,
         "passed": not refused,
-        "refused": refused[:5],
+        "refused": refused[:_TOLD],
         "gates": tables.fingerprint(gates.read(preset.name).__dict__),
     }
     registry.note(challenger.version, **{_VERDICT: json.dumps(note)})

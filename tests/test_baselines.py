@@ -64,17 +64,6 @@ def test_the_ceiling_is_another_photograph_of_the_person() -> None:
 # --- geometry -----------------------------------------------------------------------------------------------------------
 
 
-def test_similarity_is_scikit_images() -> None:
-    from skimage.transform import SimilarityTransform
-
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        source = rng.normal(50, 20, (68, 2))
-        target = 1.3 * source @ np.array([[0.8, 0.6], [-0.6, 0.8]]) + (5, -9) + rng.normal(0, 4, source.shape)
-        want = SimilarityTransform.from_estimate(source, target).params[:2]
-        np.testing.assert_allclose(baselines.similarity(source, target), want, atol=1e-8)
-
-
 def test_affinity_is_scikit_images_least_squares() -> None:
     rng = np.random.default_rng(1)
     source, true = rng.normal(50, 20, (24, 2)), np.array([[1.1, 0.2, 4.0], [-0.1, 0.9, -7.0]])

@@ -201,3 +201,14 @@ def test_the_canonical_crop_gives_the_chips_of_its_picture(astronaut: Path) -> N
 def test_the_template_lies_in_its_chip(size: int) -> None:
     template = W.dlib_template(size)
     assert template.shape == (33, 2) and template.min() > 0.15 * size and template.max() < 0.85 * size
+
+
+def test_similarity_is_scikit_images() -> None:
+    from skimage.transform import SimilarityTransform
+
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        source = rng.normal(50, 20, (68, 2))
+        target = 1.3 * source @ np.array([[0.8, 0.6], [-0.6, 0.8]]) + (5, -9) + rng.normal(0, 4, source.shape)
+        want = SimilarityTransform.from_estimate(source, target).params[:2]
+        np.testing.assert_allclose(W.similarity(torch.from_numpy(source), torch.from_numpy(target)), want, atol=1e-8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,9 @@ from diffsfsr.evaluation.items import Faces, Item, Picture
 from diffsfsr.evaluation.methods import Hybrid, Make, Method
 from diffsfsr.face.images import to_bgr
 from diffsfsr.face.parsing import parser, parser_version
-from diffsfsr.face.warping import paste_back, transform
+from diffsfsr.face.warping import FEATHER, paste_back, transform
 
 FLOOR, CEILING = "untouched", "real-photo"
-_FEATHER = 0.05  # of the crop's side: the width of a paste's blend
 _RECIPE = 1  # goes up with every change of what these make
 _IN_PLACE = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 STEADY = [*range(5), *range(12, 17), *range(27, 36), 36, 39, 42, 45]  # jaw by the ears, nose, eye corners: no expression moves them much
@@ -52,7 +52,7 @@ class RealPhoto:
         return [self.faces.crops[found[seed % len(found)]] if found else None for found, seed in zip(others, seeds, strict=True)]
 
 
-class _Pasted:
+class _Pasted(ABC):
     """A picture in the frame of the scene's crop, blended into the scene's facial region."""
 
     name = ""
@@ -68,13 +68,13 @@ class _Pasted:
         masks = self.parser.masks(crops, self.faces.landmarks[scenes])
         painted = [self.painted(item, crop) for item, crop in zip(items, crops, strict=True)]
         return [
-            paste_back(crop, picture, _IN_PLACE, mask * known, _FEATHER)
+            paste_back(crop, picture, _IN_PLACE, mask * known, FEATHER)
             for crop, (picture, known), mask in zip(crops, painted, masks, strict=True)
         ]
 
+    @abstractmethod
     def painted(self, item: Item, scene: Picture) -> tuple[Picture, np.ndarray]:
         """The picture to take the face from, and where it shows one: (S, S, 3) uint8 and (S, S) of 0 and 1."""
-        raise NotImplementedError
 
 
 class AlphaPaste(_Pasted):
@@ -84,11 +84,13 @@ class AlphaPaste(_Pasted):
 
     def painted(self, item: Item, scene: Picture) -> tuple[Picture, np.ndarray]:
         import cv2
+        import torch
 
+        from diffsfsr.encoders.warp import similarity
         from diffsfsr.face.masks import hull_mask
 
         size, points = len(scene), self.faces.landmarks
-        matrix = similarity(points[item.identity], points[item.scene])
+        matrix = similarity(torch.from_numpy(points[item.identity]), torch.from_numpy(points[item.scene])).double().numpy()
         source = self.faces.crops[item.identity]
         laid = cv2.warpAffine(source, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
         region = cv2.warpAffine(hull_mask(points[item.identity], size), matrix, (size, size), flags=cv2.INTER_NEAREST)
@@ -110,15 +112,6 @@ class LandmarkWarp(_Pasted):
         wanted = transform(other, affinity(other[STEADY], own[STEADY]))
         wanted[STEADY] = own[STEADY]
         return bent(scene, own, wanted), np.ones(scene.shape[:2], np.uint8)
-
-
-def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(2, 3): the rotation, scale and shift that bring (P, 2) points nearest to others in least squares (Umeyama 1991)."""
-    a, b = np.asarray(source, np.float64), np.asarray(target, np.float64)
-    p, q = a - a.mean(axis=0), b - b.mean(axis=0)
-    cos, sin = (p * q).sum(), (p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]).sum()
-    linear = np.array([[cos, -sin], [sin, cos]]) / max((p**2).sum(), 1e-12)
-    return np.column_stack([linear, b.mean(axis=0) - linear @ a.mean(axis=0)])
 
 
 def affinity(source: np.ndarray, target: np.ndarray) -> np.ndarray:

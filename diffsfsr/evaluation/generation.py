@@ -12,7 +12,8 @@ from diffsfsr import tables
 from diffsfsr.evaluation.items import Faces, Item, Picture, roles
 from diffsfsr.face.alignment import paste_back
 from diffsfsr.face.images import to_tensor
-from diffsfsr.portrait.compose import FEATHER, Studio
+from diffsfsr.face.warping import FEATHER
+from diffsfsr.portrait.compose import Studio
 
 _IN_PLACE = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 _RECIPE = 1  # goes up with every change of what is made below

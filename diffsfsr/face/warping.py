@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+FEATHER = 0.05  # width of a paste's blend inside the mask, as a share of the crop's side
+
 # --- the canonical crop ---------------------------------------------------------------------------------------------
 
 

@@ -25,10 +25,10 @@ from diffsfsr.errors import InputError, NotReady
 from diffsfsr.face.alignment import AlignedFace, align, paste_back
 from diffsfsr.face.images import Rejected, to_tensor
 from diffsfsr.face.parsing import parser
+from diffsfsr.face.warping import FEATHER
 from diffsfsr.model.pipeline import DiffSFSRPipeline, inference_dtype
 from diffsfsr.model.sampling import expression_strength, make_scheduler, timesteps
 
-FEATHER = 0.05  # width of the blend inside the mask, as a share of the crop's side
 TOGETHER = 8  # portraits in one call of the model
 
 
