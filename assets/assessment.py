@@ -20,6 +20,7 @@ from assets.supervision import TEACHER
 from diffsfsr import tables, weights
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
+from diffsfsr.face.aliases import LFW_ALIASES
 
 ASSESSMENT_VERSION = 2
 _SAMPLE = 200  # faces that parsers and pose estimators are compared on
@@ -114,7 +115,7 @@ class Bench:
 
         ids, people = self.faces["face_id"].to_pylist(), self.faces["person"].to_pylist()
         odd = {i for i, path in zip(ids, self.faces["path"].to_pylist(), strict=True) if Path(path).stem in verification.LFW_ODD}
-        pairs = _most(lambda count: verification.make_pairs(ids, people, count, aliases=verification.LFW_ALIASES, leave_out=odd))
+        pairs = _most(lambda count: verification.make_pairs(ids, people, count, aliases=LFW_ALIASES, leave_out=odd))
         conditioning = self.preset.conditioning.identity
         found = verification.verify({n: self.vectors(n) for n in conditioning}, self._centred(conditioning), pairs)
         gains = verification.gains(found)

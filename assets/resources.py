@@ -12,7 +12,7 @@ import dagster as dg
 from diffsfsr import config
 from diffsfsr.config import Preset
 from diffsfsr.presets import PRESETS, preset
-from diffsfsr.weights import check_names, refuse_non_commercial
+from diffsfsr.weights import check_names, refuse_non_commercial, without_absent_teachers
 
 if TYPE_CHECKING:
     from assets.stores.catalogue import Catalogue
@@ -48,7 +48,7 @@ class Settings(dg.ConfigurableResource):
         resolved = config.override(row, changes)
         check_names(resolved)
         refuse_non_commercial(resolved)
-        return resolved
+        return without_absent_teachers(resolved)
 
 
 def _without_a_row(family: Preset, trains: str) -> Preset:

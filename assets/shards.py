@@ -1,5 +1,6 @@
 """Training shards: everything a training step reads, computed once."""
 
+import zlib
 from typing import Any
 
 import dagster as dg
@@ -15,6 +16,7 @@ from assets.stores.workspace import training_shards as kind_of
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
+from diffsfsr.face.augment import View, views
 from diffsfsr.presets import embedded_by
 from diffsfsr.training.run import Inputs, RunDirectory
 from diffsfsr.weights import SMALL
@@ -26,7 +28,7 @@ _BATCH = 32
 def training_shards(
     context: dg.AssetExecutionContext, settings: Settings, workspace: WorkspaceResource, catalogue: CatalogueResource
 ) -> dg.MaterializeResult:
-    """One row per face that training may draw: latents, mask, embeddings, landmarks."""
+    """One row per face that training may draw, or per view of it: latents, mask, embeddings, landmarks."""
     preset, shard = settings.resolve(), Shard.of(context.partition_key)
     rows = encode_shard(workspace.open, catalogue.open, shard, preset)
     return dg.MaterializeResult(metadata={"rows": rows}, data_version=dg.DataVersion(shard_mark(workspace.open, shard, preset)))
@@ -34,7 +36,7 @@ def training_shards(
 
 def shard_kind(workspace: Workspace, preset: Preset) -> str:
     versions = [workspace.need_network(kind, preset)[1] for kind in ("autoencoder", "dln")]
-    return kind_of(preset.crop, embedded_by(preset), *versions)
+    return kind_of(preset.crop, (*embedded_by(preset), *preset.data.augment), *versions)
 
 
 def shard_mark(workspace: Workspace, shard: Shard, preset: Preset) -> str:
@@ -85,9 +87,9 @@ def encode_shard(workspace: Workspace, catalogue: Catalogue, shard: Shard, prese
     embeddings, widths = _embeddings(catalogue, faces["face_id"].to_pylist(), shard, preset)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(faces), _BATCH):
-        part = faces.slice(start, _BATCH).to_pylist()
-        for face, encoded in zip(part, _encode(autoencoder, part, masks, preset.crop), strict=True):
-            labels = {k: face[k] for k in ("face_id", "person", "emotion", "split", "landmarks")}
+        part = [(face, view) for face in faces.slice(start, _BATCH).to_pylist() for view in _views(face, masks, preset)]
+        for (face, view), encoded in zip(part, _encode(autoencoder, [view for _, view in part]), strict=True):
+            labels = {k: face[k] for k in ("face_id", "person", "emotion", "split")} | {"landmarks": view.landmarks.reshape(-1)}
             rows.append(labels | encoded | embeddings[face["face_id"]])
     schema = tables.training_schema(preset.autoencoder.channels, preset.latent, widths, preset.dln.dim)
     tables.write(file, tables.from_rows(rows, schema), mark)
@@ -107,16 +109,27 @@ def _embeddings(catalogue: Catalogue, ids: list[str], shard: Shard, preset: Pres
     return found, widths
 
 
-def _encode(autoencoder: Any, faces: list[dict[str, Any]], masks: dict[str, bytes], size: int) -> list[dict[str, Any]]:
+def _views(face: dict[str, Any], masks: dict[str, bytes], preset: Preset) -> list[View]:
+    """A face of the training split as data.augment asks for it, always the same ways; one that is held out as it is."""
+    from diffsfsr.face.images import decode
+
+    landmarks = np.array(face["landmarks"], np.float32).reshape(68, 2)
+    whole = View(decode(face["crop"]), unpack(masks[face["face_id"]], preset.crop), landmarks)
+    if face["split"] != "train":
+        return [whole]
+    return views(whole, preset.data.augment, np.random.default_rng(zlib.crc32(face["face_id"].encode())))
+
+
+def _encode(autoencoder: Any, faces: list[View]) -> list[dict[str, Any]]:
     """latent, masked_latent (C * h * h float16) and mask (h * h bytes) of some faces."""
     import torch
 
-    from diffsfsr.face.images import decode, to_tensor
+    from diffsfsr.face.images import to_tensor
     from diffsfsr.face.masks import latent_mask
     from diffsfsr.model.autoencoder import condition_image
 
-    images = to_tensor(np.stack([decode(face["crop"]) for face in faces]))
-    mask = torch.from_numpy(np.stack([unpack(masks[face["face_id"]], size) for face in faces])[:, None]).float()
+    images = to_tensor(np.stack([face.crop for face in faces]))
+    mask = torch.from_numpy(np.stack([face.mask for face in faces])[:, None]).float()
     with torch.inference_mode():
         latents = autoencoder.encode(torch.cat([images, condition_image(images, mask)])).half().numpy()
     small = latent_mask(mask).to(torch.uint8).numpy()

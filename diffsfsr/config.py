@@ -33,6 +33,7 @@ class Data:
     max_pixels: int = 100_000_000  # a larger picture is not decoded
     shard: int = 500  # pictures in a shard
     test_fraction: float = 0.1  # share of people held out
+    augment: tuple[Literal["flip", "colour", "grey", "blur"], ...] = ()  # how training shards vary a face; see diffsfsr.face.augment
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Dln:
     """The expression encoder: deviation of a trained network from its frozen twin (Zhang et al., CVPR 2021)."""
 
     backbone: Literal["dlib", "facenet"] = "dlib"  # the identity network that both twins start from
-    triplets: tuple[Literal["labels", "blendshapes", "annotations"], ...] = ("labels",)  # who says which two look alike; each an annotator
+    triplets: tuple[Literal["labels", "landmarks", "blendshapes", "annotations"], ...] = ("labels",)  # who says which two look alike
     dim: int = 16
     margin_one_class: float = 0.1
     margin: float = 0.2
@@ -75,6 +76,7 @@ class Unet:
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers: int = 2
     heads: tuple[int, ...] = (8, 8, 8, 8)  # diffusers calls it attention_head_dim and counts heads
+    scale_shift: bool = False  # time and pooled tokens scale the features of a block too (FiLM), not only add to them
     source: str = ""
 
 
@@ -93,6 +95,7 @@ class Objective:
 
     lambda_id: float = 0.003
     lambda_exp: float = 0.01
+    identity: tuple[str, ...] = ()  # recognisers that L_id looks through besides those that condition; needed for training alone
     midpoint: Literal["improved", "original", "one-step"] = "improved"
     midpoint_noise: bool = True
     aux_fraction: float = 1.0  # share of the batch that carries L_id and L_exp

@@ -25,7 +25,7 @@ from diffsfsr.errors import InputError, did_you_mean
 # waiting for the one whose core another program holds.
 _TWO_CORES = Training(batch=8, processes=2, zero_stage=1, checkpoint_every=250, log_every=20)
 _SMALL = Preset(
-    name="starter",
+    name="small",
     crop=128,
     conditioning=Conditioning(token_width=256, drop_all=0.1, mask_channel=True, pooled=True),
     unet=Unet(channels=(96, 160, 256), layers=1, heads=(2, 2, 4)),
@@ -66,7 +66,17 @@ PRESETS: dict[str, Preset] = {
         training=_LAB,
         evaluation=replace(_SMALL.evaluation, judge="reid0095", pose="pnp"),  # "any" may find one whose terms are not free
     ),
-    "starter": _SMALL,
+    "starter": replace(
+        _SMALL,
+        name="starter",
+        data=Data(augment=("flip", "colour", "grey", "blur")),
+        dln=Dln(triplets=("labels", "landmarks")),
+        unet=replace(_SMALL.unet, channels=(96, 160, 224), scale_shift=True),
+        objective=replace(_SMALL.objective, identity=("mobilefacenet_arcface", "mobileface_v2"), aux_from=0.6),
+        training=replace(
+            _SMALL.training, steps=10_000, batch=32, processes=1, lr=4e-4, decay_from=7_500, validate_every=1000, checkpoint_every=200
+        ),
+    ),
     "demo": replace(
         _SMALL,
         name="demo",
@@ -163,7 +173,12 @@ def preset(name: str) -> Preset:
 
 
 def embedded_by(p: Preset) -> tuple[str, ...]:
-    """The identity encoders that a preset's faces are embedded by: an ablation that is told fewer of them shares its basis's tables."""
-    own = p.conditioning.identity
-    basis = PRESETS[p.experts].conditioning.identity if p.experts else own
+    """The recognisers that a preset's faces are embedded by: an ablation that is told fewer of them shares its basis's tables."""
+    own = _recognisers(p)
+    basis = _recognisers(PRESETS[p.experts]) if p.experts else own
     return basis if set(own) <= set(basis) else own
+
+
+def _recognisers(p: Preset) -> tuple[str, ...]:
+    """Those that condition, then those that only L_id looks through."""
+    return (*p.conditioning.identity, *p.objective.identity)

@@ -118,9 +118,10 @@ def refuse_bad_combinations(p: Preset) -> None:
         (not 0 <= p.conditioning.slot_dropout < 1, f"conditioning.slot_dropout={p.conditioning.slot_dropout} is not in [0, 1)"),
         (not 0 <= p.conditioning.drop_all < 1, f"conditioning.drop_all={p.conditioning.drop_all} is not in [0, 1)"),
         (
-            len(set(p.conditioning.identity)) < len(p.conditioning.identity),
-            f"conditioning.identity={list(p.conditioning.identity)} names one twice",
+            len({*p.conditioning.identity, *p.objective.identity}) < len(p.conditioning.identity) + len(p.objective.identity),
+            f"conditioning.identity={list(p.conditioning.identity)} and objective.identity={list(p.objective.identity)} name one twice",
         ),
+        (len(set(p.data.augment)) < len(p.data.augment), f"data.augment={list(p.data.augment)} names one twice"),
         (not p.dln.triplets, "dln.triplets is empty: name who says which two of three faces look alike"),
         (len(set(p.dln.triplets)) < len(p.dln.triplets), f"dln.triplets={list(p.dln.triplets)} names one twice"),
         (not 0 <= p.data.test_fraction < 1, f"data.test_fraction={p.data.test_fraction} is not in [0, 1)"),

@@ -15,7 +15,7 @@ from diffsfsr.training.triplets import (
     ANNOTATIONS,
     RATIO,
     Annotations,
-    Blendshapes,
+    Coefficients,
     Labels,
     Miner,
     Source,
@@ -65,7 +65,7 @@ def is_taught_triplet(a: int, p: int, n: int) -> bool:
 
 SOURCES = {
     "labels": (Labels(LABELS, PEOPLE), is_labelled_triplet),
-    "blendshapes": (Blendshapes(TEACHER, PEOPLE, LABELS), is_taught_triplet),
+    "blendshapes": (Coefficients(TEACHER, PEOPLE, LABELS), is_taught_triplet),
 }
 
 
@@ -83,7 +83,7 @@ def test_every_triplet_drawn_is_one(name: str) -> None:
 def test_the_valid_triplets_are_those_of_brute_force(name: str) -> None:
     source, is_triplet = SOURCES[name]
     faces = np.concatenate([rng(1).permutation(301)[:24], [300, 250]])
-    assert isinstance(source, Labels | Blendshapes)
+    assert isinstance(source, Labels | Coefficients)
     want = {t for t in itertools.product(range(26), repeat=3) if is_triplet(*faces[list(t)].tolist())}
     assert set(map(tuple, np.argwhere(source.valid(faces)).tolist())) == want and len(want) > 20
     drawn = source.among(faces, len(want), rng()).triplets
@@ -97,7 +97,7 @@ def test_a_negative_is_often_the_anchors_own_person() -> None:
     labels, people = ["joy", "anger"] * 40, [f"p{i // 2}" for i in range(80)]
     coefficients = np.zeros((80, 52), np.float32)
     coefficients[:, 44] = np.tile([0.9, 0.1], 40) + rng().normal(0, 0.05, 80)
-    for source in (Labels(labels, people), Blendshapes(coefficients, people, labels)):
+    for source in (Labels(labels, people), Coefficients(coefficients, people, labels)):
         found = rows(source, 24)
         own = np.array([people[a] == people[n] for a, _, n in found.tolist()])
         assert own.mean() > 0.2 and all(people[a] != people[p] for a, p, _ in found.tolist())
@@ -228,6 +228,6 @@ def test_too_few_labels_are_refused(labels: list[str], people: list[str], said: 
 
 def test_a_teacher_that_tells_nothing_apart_is_refused() -> None:
     with pytest.raises(InputError, match="the teacher knows 2 faces"):
-        Blendshapes(np.array([[0.0] * 52, [1.0] * 52, [np.nan] * 52]), list("abc"), [""] * 3)
+        Coefficients(np.array([[0.0] * 52, [1.0] * 52, [np.nan] * 52]), list("abc"), [""] * 3)
     with pytest.raises(InputError, match="the teacher finds no three faces of which one is 1.5 times as far"):
-        Blendshapes(np.eye(52), [str(i) for i in range(52)], [""] * 52).seeds(6, rng())
+        Coefficients(np.eye(52), [str(i) for i in range(52)], [""] * 52).seeds(6, rng())

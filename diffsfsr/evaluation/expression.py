@@ -16,7 +16,7 @@ from diffsfsr.encoders.dln import Dln, triplet_correct
 from diffsfsr.errors import InputError
 from diffsfsr.evaluation.metrics import Interval, auc
 from diffsfsr.training.data import Crops
-from diffsfsr.training.triplets import Blendshapes, Labels, Miner, Source, blendshape_distance
+from diffsfsr.training.triplets import Coefficients, Labels, Miner, Source, blendshape_distance
 
 HAPPY, NEUTRAL = "happiness", "neutral"
 _SMILE = (44, 45)  # mouthSmileLeft and mouthSmileRight among the 52 coefficients
@@ -137,7 +137,7 @@ def _triplets(faces: Faces, annotations: Source | None, seed: int, count: int = 
     makers: dict[str, Callable[[], Source]] = {"labels": lambda: Labels(faces.labels, faces.people)}
     if faces.blendshapes is not None:
         coefficients = faces.blendshapes
-        makers["blendshapes"] = lambda: Blendshapes(coefficients, faces.people, faces.labels)
+        makers["blendshapes"] = lambda: Coefficients(coefficients, faces.people, faces.labels)
     if annotations is not None:
         makers["annotations"] = lambda: annotations
     found: dict[str, Statistic] = {}

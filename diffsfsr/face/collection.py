@@ -22,6 +22,7 @@ from diffsfsr import weights
 from diffsfsr.config import Data
 from diffsfsr.errors import InputError, did_you_mean
 from diffsfsr.face import celeba
+from diffsfsr.face.aliases import one_name
 from diffsfsr.face.crew import Crew, survives
 from diffsfsr.fetch.listing import word_folders
 
@@ -79,8 +80,8 @@ def unknown_files(root: Path, rows: Iterable[Row]) -> list[str]:
 
 
 def split_of(person: str, test_fraction: float) -> str:
-    """'test' or 'train', by a hash of the person's name: stable when the data set grows, and whole people only."""
-    share = int.from_bytes(hashlib.sha256(person.encode()).digest()[:8], "big") / 2**64
+    """'test' or 'train', by a hash of the person's name (`one_name`): stable when the data set grows, and whole people only."""
+    share = int.from_bytes(hashlib.sha256(one_name(person).encode()).digest()[:8], "big") / 2**64
     return "test" if share < test_fraction else "train"
 
 

@@ -24,6 +24,14 @@ from diffsfsr.face.detection import Found, found_by
 from diffsfsr.face.images import Rejected
 from diffsfsr.face.warping import colour_patch, grey_patch, invert_matrix, transform
 
+# Which landmark each one becomes in a mirrored picture.
+MIRRORED = (
+    *range(16, -1, -1),  # jaw
+    *range(26, 16, -1),  # brows
+    *(*range(27, 31), *range(35, 30, -1)),  # nose
+    *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),  # eyes
+    *(*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), 67, 66, 65),  # mouth
+)
 SOURCES = ("dlib", "facemesh")
 
 _WIDTH = 256  # the face box is brought to this width for the predictor, which rounds to whole pixels

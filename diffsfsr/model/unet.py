@@ -28,6 +28,7 @@ _ASKED_BY = {  # a UNet's config -> the setting of a preset that decides it
     "layers_per_block": "unet.layers",
     "attention_head_dim": "unet.heads",
     "cross_attention_dim": "conditioning.token_width",
+    "resnet_time_scale_shift": "unet.scale_shift",
 }
 
 
@@ -76,6 +77,7 @@ def unet_settings(preset: config.Preset) -> dict[str, Any]:
         "layers_per_block": row.layers,
         "attention_head_dim": row.heads[0] if len(set(row.heads)) == 1 else row.heads,
         "cross_attention_dim": preset.conditioning.token_width,
+        "resnet_time_scale_shift": "scale_shift" if row.scale_shift else "default",
         **(pooled if preset.conditioning.pooled else {}),
     }
 

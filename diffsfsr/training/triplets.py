@@ -1,6 +1,6 @@
 """Expression triplets: of three faces the first two look more alike than the third. Three sources say so, and may be mixed.
 
-`Labels` hold faces of one emotion word alike; `Blendshapes` asks a teacher's coefficients; `Annotations` are people's own answers
+`Labels` hold faces of one emotion word alike; `Coefficients` asks a teacher's coefficients; `Annotations` are people's own answers
 (FEC). A micro batch is a `Group`: triplets among a few distinct faces, so that the network sees each face once. Groups are drawn
 as they are needed and never repeat; they are a function of the random generator alone.
 
@@ -146,17 +146,16 @@ class Labels:
         return rng.choice(len(weight), count, p=weight / weight.sum())
 
 
-class Blendshapes:
+class Coefficients:
     """Two people whose coefficients are near, and a face clearly farther from both: at least `RATIO` times their distance.
 
     The third is a third person, or the same as one of the two. Faces without coefficients are not used. A triplet is of one
     class where all three carry the same emotion word.
     """
 
-    annotators: tuple[str, ...] = ("blendshapes",)
-
-    def __init__(self, coefficients: np.ndarray, people: Sequence[str], labels: Sequence[str]) -> None:
-        """coefficients (n, 52), NaN where there are none. Raises InputError where too few faces have them."""
+    def __init__(self, coefficients: np.ndarray, people: Sequence[str], labels: Sequence[str], teacher: str = "blendshapes") -> None:
+        """coefficients (n, D), NaN where there are none. Raises InputError where too few faces have them."""
+        self.annotators: tuple[str, ...] = (teacher,)
         self.coefficients, self.person, self.label = coefficients, _people(people), _words(labels)
         self._known = np.flatnonzero(np.isfinite(coefficients).all(1))
         if len(self._known) < 3 or len(np.unique(self.person[self._known])) < 2:

@@ -10,7 +10,16 @@ names     which words its settings may hold
 """
 
 from diffsfsr.weights.names import SMALL, check_names
-from diffsfsr.weights.needs import expand, files_of, refuse_non_commercial, restricted, used_by, used_to_align, used_to_prepare
+from diffsfsr.weights.needs import (
+    expand,
+    files_of,
+    refuse_non_commercial,
+    restricted,
+    used_by,
+    used_to_align,
+    used_to_prepare,
+    without_absent_teachers,
+)
 from diffsfsr.weights.places import Status, check, file_sha256, find, find_folder, resolve, verified
 from diffsfsr.weights.pulling import pull, pull_all
 from diffsfsr.weights.records import accepted, pinned, pins
@@ -42,4 +51,5 @@ __all__ = [
     "used_to_align",
     "used_to_prepare",
     "verified",
+    "without_absent_teachers",
 ]

@@ -23,6 +23,7 @@ def check_names(preset: Preset) -> None:
     _refuse("dln.source", [preset.dln.source], ("", *words("expression encoder")))
     _refuse("unet.source", [preset.unet.source], ("", *words("base network")))
     _refuse("conditioning.identity", preset.conditioning.identity, identity)
+    _refuse("objective.identity", preset.objective.identity, identity)
     _refuse("objective.loss_decoder", [row], ("", SMALL, *decoders))
     _refuse("evaluation.judge", [preset.evaluation.judge], ("any", *identity))
     if row in decoders and not preset.autoencoder.source:

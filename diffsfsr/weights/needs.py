@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from diffsfsr.errors import InputError, did_you_mean
+from diffsfsr.weights.places import find
 from diffsfsr.weights.zoo import GROUPS, ZOO
 
 if TYPE_CHECKING:
@@ -32,6 +36,20 @@ def used_by(preset: Preset, judged: bool = True) -> tuple[str, ...]:
 def used_to_prepare(preset: Preset) -> tuple[str, ...]:
     """Zoo names of the files without which a preset's photographs cannot be prepared."""
     return tuple(_needed(_asked_to_prepare(preset)))
+
+
+def without_absent_teachers(preset: Preset) -> Preset:
+    """The preset with those recognisers in objective.identity that this machine has: training goes on without the others."""
+    here = tuple(name for name in preset.objective.identity if all(map(find, files_of(name))))
+    if here == preset.objective.identity:
+        return preset
+    _tell_absent(tuple(name for name in preset.objective.identity if name not in here))
+    return replace(preset, objective=replace(preset.objective, identity=here))
+
+
+@cache
+def _tell_absent(names: tuple[str, ...]) -> None:
+    print(f"objective.identity: training goes without {', '.join(names)}, whose weights are not here", file=sys.stderr, flush=True)
 
 
 def used_to_align(data: Data) -> tuple[str, ...]:
@@ -105,6 +123,8 @@ def _asked_to_prepare(preset: Preset) -> Iterator[tuple[str, str]]:
     yield from _asked_to_align(preset.data)
     for name in preset.conditioning.identity:
         yield f"conditioning.identity={name}", name
+    for name in preset.objective.identity:
+        yield f"objective.identity={name}", name
     yield f"mask={preset.mask}", preset.mask
 
 

@@ -35,13 +35,15 @@ class DiffusionObjective:
         self.decoder = load_loss_decoder(name, self.autoencoder, inputs.network("decoder", preset) if name == SMALL else None)
         if preset.training.channels_last:
             self.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a twelfth of a step on a CPU
-        self.data = Triplets(list(inputs.shards), preset.autoencoder.channels, preset.latent, preset.conditioning.identity)
-        self.identity = {name: load_encoder(name) for name in preset.conditioning.identity}
-        dims = {name: encoder.dim for name, encoder in self.identity.items()}
+        recognisers = (*preset.conditioning.identity, *preset.objective.identity)
+        self.data = Triplets(list(inputs.shards), preset.autoencoder.channels, preset.latent, recognisers)
+        self.identity = {name: load_encoder(name) for name in recognisers}
+        dims = {name: self.identity[name].dim for name in preset.conditioning.identity}
         published = resolve(preset.unet.source).parent if preset.unet.source else None
         new = inputs.start_from == ""
         self.network = DiffSFSR.from_preset(preset, dims, unet_folder=published) if new else DiffSFSR.from_folder(Path(inputs.start_from))
-        self.network.tokens.set_means(self.data.means())
+        self.means = self.data.means()
+        self.network.tokens.set_means({name: self.means[name] for name in dims})
         if preset.training.gradient_checkpointing:
             self.network.unet.enable_gradient_checkpointing()
 
@@ -89,7 +91,8 @@ class DiffusionObjective:
         """The network's conditions, with slots dropped at random: one at a time, and all of them for guidance."""
         c = self.preset.conditioning
         condition = condition_of(batch, c)
-        present = torch.cat([batch["present"], torch.ones_like(batch["present"][:, :1])], 1)
+        there = batch["present"][:, : len(c.identity)]
+        present = torch.cat([there, torch.ones_like(there[:, :1])], 1)
         chance = torch.rand((len(condition), present.shape[1] + 1), generator=generator, device=condition.device)
         present[:, :-1] &= chance[:, :-2] >= c.slot_dropout
         present &= (chance[:, -1] >= c.drop_all)[:, None]
@@ -138,9 +141,14 @@ class DiffusionObjective:
             face = face.float()
             made = {name: self._through(encoder, face, batch["landmarks"]) for name, encoder in self.identity.items()}
             given = {name: batch[f"id_{name}"] for name in made}
-            present = dict(zip(self.preset.conditioning.identity, told.T, strict=False))
-            loss_id = losses.identity_loss(made, given, self.network.tokens.means(), present)
+            present = dict(zip(made, self._asked(batch, told).T, strict=True))
+            loss_id = losses.identity_loss(made, given, self.means, present)
             return loss_id, losses.expression_loss(self._through(self.dln, face, batch["landmarks"]), batch["expression"])
+
+    def _asked(self, batch: Batch, told: Tensor) -> Tensor:
+        """(n, R) bool: which recognisers judge an item. One that conditions does where its slot was told, any other where any was."""
+        known = len(self.preset.conditioning.identity)
+        return torch.cat([told[:, :-1], told[:, :-1].any(1, keepdim=True) & batch["present"][:, known:]], 1)
 
     def _through(self, frozen: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """frozen(*inputs). With training.gradient_checkpointing only the inputs are kept, and the way back computes it again."""

@@ -55,11 +55,14 @@ class ExpressionObjective:
 
 def _triplet_source(name: str, crops: Crops, inputs: Inputs) -> Any:
     """Who says which of three faces look alike, by the name in `dln.triplets`."""
+    from diffsfsr.face.gestures import gestures
     from diffsfsr.training import triplets
 
     if name == "labels":
         return triplets.Labels(crops.emotions, crops.people)
+    if name == "landmarks":
+        return triplets.Coefficients(gestures(crops.landmarks), crops.people, crops.emotions, name)
     if name == "blendshapes":
         coefficients = triplets.read_teacher([Path(file) for file in inputs.teacher], crops.face_ids)
-        return triplets.Blendshapes(coefficients, crops.people, crops.emotions)
+        return triplets.Coefficients(coefficients, crops.people, crops.emotions)
     return triplets.Annotations([Path(file) for file in inputs.triplets], crops.face_ids)
