@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from assets import unseen
 from assets.stores.workspace import Shard, Workspace, aligned
 from diffsfsr import tables
 from diffsfsr.config import Preset
@@ -56,11 +57,7 @@ class HeldOut:
     dataset: str
     faces: Faces
     everybody: bool  # training people too
-
-    @property
-    def told(self) -> str:
-        """For a report."""
-        return f"ALL, training people too: fewer than {FEWEST} are held out" if self.everybody else "held out from training"
+    told: str  # for a report: who they are, and how many were left out and why
 
 
 def held_out(workspace: Workspace, dataset: str, preset: Preset) -> HeldOut:
@@ -71,7 +68,8 @@ def held_out(workspace: Workspace, dataset: str, preset: Preset) -> HeldOut:
 def state(workspace: Workspace, dataset: str, preset: Preset) -> str:
     """What the faces of a data set were made from: another state, other faces."""
     files = [workspace.file(kind, shard) for shard in ready(workspace, dataset, preset) for kind in (aligned(preset), "labels")]
-    return tables.fingerprint([mark for file in files if (mark := tables.mark_of(file))])
+    left_out = sorted(unseen.suspicion(workspace, preset).of(dataset))
+    return tables.fingerprint([mark for file in files if (mark := tables.mark_of(file))], left_out)
 
 
 def ready(workspace: Workspace, dataset: str, preset: Preset) -> list[Shard]:
@@ -88,16 +86,25 @@ def _held_out(workspace: Workspace, dataset: str, preset: Preset, state: str) ->
 
     shards = ready(workspace, dataset, preset)
     table = workspace.table(aligned(preset), shards, _FACES)
-    kept = np.array(table["split"].to_pylist()) == "test"
-    people = {row["person"] or row["face_id"] for row in table.filter(pa.array(kept)).to_pylist()}
-    if everybody := len(people) < FEWEST:
-        kept = np.ones(len(table), bool)
+    kept, everybody, told = _chosen(table, unseen.suspicion(workspace, preset), dataset)
     crops = Crops(_kept([workspace.file(aligned(preset), shard) for shard in shards], kept), workspace.home / "reports")
     table = table.filter(pa.array(kept))
     landmarks = np.array(table["landmarks"].to_pylist(), np.float32).reshape(-1, 68, 2)
     said, rows = workspace.labels(dataset), table.select(["path", "face", "emotion"]).to_pylist()
     labels = [({"emotion": row["emotion"]} if row["emotion"] else {}) | said.get((row["path"], row["face"]), {}) for row in rows]
-    return HeldOut(dataset, Faces(table["face_id"].to_pylist(), table["person"].to_pylist(), crops, landmarks, labels), everybody)
+    return HeldOut(dataset, Faces(table["face_id"].to_pylist(), table["person"].to_pylist(), crops, landmarks, labels), everybody, told)
+
+
+def _chosen(table: pa.Table, suspicion: unseen.Suspicion, dataset: str) -> tuple[np.ndarray, bool, str]:
+    """(n,) bool, whether training people are among them, and who they are in words."""
+    people = np.array([row["person"] or row["face_id"] for row in table.select(["person", "face_id"]).to_pylist()], np.str_)
+    held = np.array(table["split"].to_pylist(), np.str_) == "test"
+    seen = np.isin(np.array(table["face_id"].to_pylist(), np.str_), sorted(suspicion.of(dataset)))
+    if len(np.unique(people[held])) < FEWEST:
+        return np.ones(len(table), bool), True, f"ALL, training people too: fewer than {FEWEST} are held out"
+    if len(np.unique(people[held & ~seen])) < FEWEST:
+        return held, False, f"held out from training, though training may have seen some: without them fewer than {FEWEST} are left"
+    return held & ~seen, False, f"held out from training; {int((held & seen).sum())} of {int(held.sum())} faces left out: {suspicion.told}"
 
 
 def _kept(files: list[Path], kept: np.ndarray) -> Iterator[pa.Table]:

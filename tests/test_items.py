@@ -5,7 +5,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffsfsr.errors import InputError, NotReady
-from diffsfsr.evaluation.items import PAIRS, TASKS, Faces, Item, item_seed, make_items, make_pairs, read_pairs, write_pairs
+from diffsfsr.evaluation.items import (
+    PAIRS,
+    TASKS,
+    Faces,
+    Item,
+    item_seed,
+    make_items,
+    make_items_beside,
+    make_pairs,
+    read_pairs,
+    write_pairs,
+)
 
 PEOPLE = [f"p{i % 20}" for i in range(60)]
 IDS = [f"set/{i:03d}/0" for i in range(60)]
@@ -58,6 +69,20 @@ def test_few_people_and_nameless_faces():
     assert make_items(["a"], ["ann"], ["test"], "all", 2, seed=0) == [Item(0, 0, 0)] * 2
     nameless = make_items(["a", "b", "c"], ["", "", ""], ["train"] * 3, "all", 9, seed=0, use=None)
     assert all(len({i.scene, i.identity, i.expression}) == 3 for i in nameless)
+
+
+def test_beside_faces_that_are_taken_two_other_people_are_dealt_evenly():
+    others = [[IDS[i], IDS[i + 1], "elsewhere/7/0"] for i in range(40)]
+    items = make_items_beside(_faces(), others, seed=2)
+    for i, item in enumerate(items):
+        assert len({PEOPLE[i], PEOPLE[i + 1], PEOPLE[item.scene], PEOPLE[item.identity]}) == 4 and item.expression == item.scene
+    for role in ("scene", "identity"):
+        counts = [sum(PEOPLE[getattr(item, role)] == p for item in items) for p in set(PEOPLE)]
+        assert max(counts) - min(counts) <= 2
+    shuffled = np.random.default_rng(0).permutation(60).tolist()
+    again = make_items_beside(_faces(shuffled), others, seed=2)
+    assert [IDS[shuffled[item.scene]] for item in again] == [IDS[item.scene] for item in items]
+    assert make_items_beside(_faces(), others, seed=3) != items
 
 
 def test_unusable_requests_are_refused():

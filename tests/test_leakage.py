@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from assets import unseen
 from assets.checks import leakage_check
 from assets.stores.catalogue import Catalogue
 from diffsfsr import presets
@@ -96,6 +97,54 @@ def test_faces_without_embedding_or_split_raise_no_suspicion() -> None:
     assert leakage.find(nothing, [], test, ["z"] * 5).suspects == [] and leakage.find(train, ["x"] * 50, nothing, []).suspects == []
 
 
+def test_sharpness_is_the_share_of_people_that_would_be_found() -> None:
+    """Of people with two photographs, by how much those differ. Whoever has one photograph or no name says nothing."""
+    rng = np.random.default_rng(5)
+    base = rng.normal(size=(200, 64))
+    noise = np.where(np.arange(200) < 150, 0.2, 30.0)[:, None]  # a quarter of the people are not to be known again
+    train = np.concatenate([base, base + noise * rng.normal(size=base.shape), rng.normal(size=(80, 64))])
+    names = [f"p{i}" for i in range(200)] * 2 + [f"single{i}" for i in range(40)] + [""] * 40
+    assert leakage.sharpness(train, names, 100) == pytest.approx(0.75, abs=0.02)
+    assert np.isnan(leakage.sharpness(train[:200], names[:200], 100)) and np.isnan(leakage.sharpness(np.zeros((0, 4)), [], 3))
+
+
+def test_a_person_is_left_out_where_half_of_their_faces_are_suspected() -> None:
+    names = ["ann"] * 4 + ["bob"] * 4 + ["", ""] + ["eve"] * 2
+    suspects = [leakage.Suspect(i, 0, 0.9) for i in (0, 3, 5, 8)]
+    leaks = leakage.Leakage(1, 12, {"eve": (1, 2)}, suspects, 0.5, (0.0, 0.1))
+    assert leakage.seen(leaks, names) == {0, 1, 2, 3, 5, 8, 10, 11}
+    assert leakage.seen(leakage.Leakage(1, 12, {}, [], 0.5, (0.0, 0.1)), names) == set()
+
+
+def test_the_sharpest_recogniser_compares() -> None:
+    """One that tells nobody apart comes first in the preset's order; one that does finds the leak."""
+    preset, rng = presets.preset("starter"), np.random.default_rng(6)
+    names = [f"p{i // 2}" for i in range(80)]
+    sharp = np.repeat(rng.normal(size=(40, 128)), 2, 0) + rng.normal(0, 0.1, (80, 128))
+    sharp[79] = sharp[3]  # of another data set
+    rows = [{"face_id": f"d{i > 70}/{i}/0", "person": names[i], "path": f"{i}.png"} for i in range(80)]
+
+    class Stored:
+        columns: tuple[str, ...] = ("id_dlib", "id_mobilefacenet_arcface")
+        backwards = False
+
+        def faces(self, columns: list[str], split: str, size: int) -> pa.Table:
+            vectors = rng.normal(size=(80, 128)) if columns[-1] == "id_dlib" else sharp
+            part = slice(0, 70) if split == "train" else slice(70, 80)
+            column = pa.FixedSizeListArray.from_arrays(pa.array(np.float32(vectors[part]).ravel()), 128)
+            table = pa.Table.from_pylist(rows[part]).append_column(columns[-1], column)
+            return table.take(list(range(len(table)))[:: -1 if self.backwards else 1])
+
+    found = unseen.compare(Stored(), preset)  # type: ignore[arg-type]
+    assert found is not None and found.encoder == "mobilefacenet_arcface"
+    assert [s.test for s in found.leaks.suspects] == [9] and found.people("test")[9] == "p39"
+    plain, Stored.backwards = found, True
+    found = unseen.compare(Stored(), preset)  # type: ignore[arg-type]
+    assert found is not None and (found.leaks, found.rows) == (plain.leaks, plain.rows)  # the store's own order changes nothing
+    Stored.columns = ()
+    assert unseen.compare(Stored(), preset) is None  # type: ignore[arg-type]
+
+
 def test_the_papers_size_takes_seconds_and_little_memory() -> None:
     rng = np.random.default_rng(3)
     train, test = (rng.standard_normal((n, 512), dtype=np.float32) for n in (30_000, 1_000))
@@ -124,5 +173,8 @@ def test_the_check_of_a_catalogue_names_people_and_pairs_and_warns(tmp_path: Pat
     assert not found.passed and found.severity == dg.AssetCheckSeverity.WARN
     assert (told["train"], told["test"], told["people_in_both"], told["test_faces_of_people_in_both"]) == (50, 7, 1, 1)
     assert told["pairs"].splitlines()[2].endswith("| 50.png | 3.png |") and told["encoder"] == encoder
+    assert told["left_out_of_evaluations"] == told["suspects_by_embedding"] + 1  # whoever is in both by name
     catalogue.forget(person="p4")
     assert leakage_check(catalogue, preset).passed
+    empty = leakage_check(Catalogue(tmp_path / "empty"), preset)
+    assert empty.passed and "no face" in str(empty.metadata["compared"].value)

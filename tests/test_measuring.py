@@ -16,6 +16,7 @@ import synthetic
 import torch
 
 from assets import heldout, measuring
+from assets.stores.catalogue import Catalogue
 from assets.stores.workspace import Shard, Workspace, aligned
 from diffsfsr import config, tables
 from diffsfsr.errors import NotReady
@@ -106,6 +107,46 @@ def test_with_few_held_out_all_are_drawn_on_and_that_is_told(workspace: Workspac
     assert held.everybody and len(held.faces.ids) == 6 and "ALL, training people too" in held.told
     with pytest.raises(NotReady, match="no aligned faces of 128 pixels"):
         heldout.held_out(workspace, "set", config.override(PRESET, {"crop": 128}))
+
+
+def catalogued(workspace: Workspace, like: dict[int, int], people: dict[int, str] | None = None) -> None:
+    """The faces in the catalogue with an embedding each; some are those of others, who were trained on in another data set."""
+    rng, names = np.random.default_rng(0), ["ann", "bob", "bob", "", "eve", "joe"]
+    strangers = rng.normal(size=(60, 128)).astype(np.float32)
+    vectors = rng.normal(size=(6, 128)).astype(np.float32)
+    for face, other in like.items():
+        vectors[face] = strangers[other] + 0.01
+    named = [(people or {}).get(i, name) for i, name in enumerate(names)] + [f"q{i}" for i in range(60)]
+    rows = {"face_id": [f"set/{i}/0" for i in range(6)] + [f"other/{i}/0" for i in range(60)], "person": named}
+    rows |= {"split": ["test"] * 5 + ["train"] * 61, "size": [PRESET.crop] * 66, "id_dlib_version": ["v"] * 66}
+    both = np.concatenate([vectors, strangers])
+    Catalogue(workspace.home / "catalogue").upsert_faces(pa.table(rows | {"id_dlib": pa.array(both.tolist(), pa.list_(pa.float32(), 128))}))
+    tables.write(workspace.file(f"catalogued-{PRESET.crop}", Shard("set", 0)), pa.table({"face_id": ["x"]}), f"{like} {people}")
+
+
+def test_faces_that_training_may_have_seen_are_left_out_and_that_is_told(workspace: Workspace) -> None:
+    before, state = heldout.held_out(workspace, "set", PRESET), heldout.state(workspace, "set", PRESET)
+    assert "0 of 5 faces left out: none could be compared" in before.told
+    catalogued(workspace, {0: 7})
+    after = heldout.held_out(workspace, "set", PRESET)
+    assert list(after.faces.ids) == [f"set/{i}/0" for i in range(1, 5)] and not after.everybody
+    assert "1 of 5 faces left out: dlib finds them" in after.told and len(after.faces.crops) == len(after.faces.landmarks) == 4
+    assert heldout.state(workspace, "set", PRESET) != state
+    drawn = [heldout.pair_list(workspace, held, "all", PRESET).fingerprint for held in (before, after)]
+    assert drawn[0] != drawn[1]
+    elsewhere = heldout.held_out(Workspace(workspace.home, str(workspace.home / "another")), "set", PRESET)
+    assert len(elsewhere.faces.ids) == 5  # another catalogue
+
+
+def test_a_name_that_is_trained_on_in_another_data_set_is_left_out_too(workspace: Workspace) -> None:
+    catalogued(workspace, {}, {0: "q11"})
+    assert list(heldout.held_out(workspace, "set", PRESET).faces.ids) == [f"set/{i}/0" for i in range(1, 5)]
+
+
+def test_where_too_few_would_be_left_none_is_left_out(workspace: Workspace) -> None:
+    catalogued(workspace, {0: 7, 1: 8, 3: 9})
+    held = heldout.held_out(workspace, "set", PRESET)
+    assert len(held.faces.ids) == 5 and not held.everybody and "fewer than 3 are left" in held.told
 
 
 def test_a_pair_list_is_drawn_once_and_found_again(workspace: Workspace) -> None:

@@ -198,3 +198,35 @@ def test_paired_difference_is_tighter_than_two_intervals():
     assert metrics.paired_difference([1, NAN, 3], [0, 5, NAN]).count == 1
     with pytest.raises(ValueError, match="same items"):
         metrics.paired_difference([1], [1, 2])
+
+
+def test_pearson_is_numpys_and_means_nothing_of_a_constant():
+    rng = np.random.default_rng(3)
+    a = rng.normal(size=50)
+    b = 3 * a + rng.normal(size=50)
+    assert metrics.pearson(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert np.isnan(metrics.pearson(a, np.ones(50)))
+    assert metrics.ratio_of_means(np.array([2.0, 4.0]), np.array([1.0, 0.0])) == 6 and metrics.ratio_of_means(a * 0 + 1, -a * 0) == 100
+
+
+def test_a_statistics_interval_covers_its_truth_as_often_as_it_says():
+    covered = 0
+    for seed in range(60):
+        a, b = np.random.default_rng(seed).multivariate_normal([0, 0], [[1, 0.7], [0.7, 1]], 80).T
+        found = metrics.bootstrap_statistic(metrics.pearson, a, b, n=300, seed=seed)
+        covered += found.low <= 0.7 <= found.high
+    assert 50 <= covered <= 60
+    short = metrics.bootstrap_statistic(metrics.pearson, np.array([1.0, 2.0, np.nan, 4.0]), np.array([1.0, np.nan, 3.0, 5.0]))
+    assert np.isnan(short.mean) and short.count == 0  # two items are no correlation
+
+
+def test_balanced_shares_weigh_groups_alike():
+    many, few = np.array([1.0] * 30 + [0.0] * 10), np.array([0.0, 0.0, 0.0, 1.0])
+    share = metrics.balanced_share([many, few])
+    assert share.mean == pytest.approx((0.75 + 0.25) / 2) and share.count == 44 and share.low < share.mean < share.high
+    assert metrics.balanced_share([many]).low == pytest.approx(metrics.bootstrap_interval(many).low, abs=0.03)
+    ratio = metrics.balanced_ratio([many], [np.array([1.0, 1.0, 0.0, 0.0] * 10)])
+    assert ratio.mean == pytest.approx(1.5) and ratio.low < 1.5 < ratio.high
+    assert np.isnan(metrics.balanced_ratio([many], [np.zeros(5)]).mean) and np.isnan(metrics.balanced_share([many, np.zeros(0)]).mean)
+    rare = metrics.balanced_ratio([np.ones(9)], [np.array([1.0] + [0.0] * 8)])  # a third of the resamplings hit nothing
+    assert rare.mean == pytest.approx(9) and rare.high == pytest.approx(18)

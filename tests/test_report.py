@@ -65,6 +65,44 @@ def test_summary_by_hand():
     assert got["items"] == 40 and got["not_distinct"] == 1 and got["judge"] == JUDGES["identity"] and got["fid"] == 12.5
 
 
+def _spread(result, names, seed):
+    """The same result with values of its own in those columns."""
+    rng = np.random.default_rng(seed)
+    wanted = rng.uniform(size=len(result.rows))
+    for row, x in zip(result.rows, wanted, strict=True):
+        if row["found"]:
+            row |= dict(zip(names, (0.2 + 0.5 * x + rng.normal(0, 0.05), x), strict=True))
+    return result
+
+
+def test_correlation_and_ratio_are_statistics_of_all_items_with_intervals():
+    result = _spread(_result(n=200), ("smile", "smile_wanted"), 1)
+    for row in result.rows:
+        row["id_scene_cosine"] = None if row["id_cosine"] is None else 0.1
+    got = numbers.summary([result])["all"]
+    shown = np.array([[row["smile"], row["smile_wanted"]] for row in result.rows if row["found"]]).T
+    r, n = np.corrcoef(shown)[0, 1], 199
+    assert got["smile_correlation"]["mean"] == pytest.approx(r) and got["smile_correlation"]["count"] == n
+    fisher = [np.tanh(np.arctanh(r) + side * 1.96 / np.sqrt(n - 3)) for side in (-1, 1)]
+    assert [got["smile_correlation"][side] for side in ("low", "high")] == pytest.approx(fisher, abs=0.02)
+    assert got["jaw_correlation"] == {"mean": None, "low": None, "high": None, "count": 0}  # nothing was measured
+    assert got["id_ratio"]["mean"] == pytest.approx(got["id_cosine"]["mean"] / 0.1)
+    assert got["id_ratio"]["low"] == pytest.approx(got["id_cosine"]["low"] / 0.1, rel=0.02)
+    for row in result.rows:
+        row["id_scene_cosine"] = -0.05
+    assert numbers.summary([result])["all"]["id_ratio"]["mean"] == pytest.approx(got["id_cosine"]["mean"] / 0.01)
+    assert numbers.summary([_result("reconstruct")])["reconstruct"]["id_ratio"]["mean"] is None
+
+
+def test_two_correlations_are_compared_on_the_same_items():
+    old, new = (_spread(_result(n=200), ("smile", "smile_wanted"), 1) for _ in range(2))
+    assert numbers.compare(new, old)["smile_correlation"]["mean"] == 0 and numbers.compare(new, old)["smile_correlation"]["better"] is None
+    for row in new.rows:
+        row["smile"] = row["smile_wanted"]
+    gap = numbers.compare(new, old)["smile_correlation"]
+    assert gap["mean"] == pytest.approx(1 - numbers.summary([old])["all"]["smile_correlation"]["mean"]) and gap["better"] is True
+
+
 def test_a_summary_with_nothing_found_is_still_json():
     told = numbers.summary([_result(n=3, failed=(0, 1, 2))])
     assert json.loads(json.dumps(told, allow_nan=False))["all"]["id_cosine"]["mean"] is None
@@ -270,6 +308,7 @@ def test_an_overview_is_table_1_over_all_reports_of_a_model(tmp_path):
 
 
 def test_every_metric_is_explained_and_stored():
-    derived = {"failure_rate", "smile_gap", "jaw_gap"}
+    derived = {"failure_rate", "smile_gap", "jaw_gap"} | {c.name for c in COLUMNS if c.statistic}
+    assert {name for c in COLUMNS for name in c.of} <= set(MEASURED) and all(c.of for c in COLUMNS if c.statistic)
     assert {c.name for c in COLUMNS} - derived <= set(MEASURED) and all(c.meaning.endswith(".") for c in COLUMNS)
     assert set(BY_NAME) == {c.name for c in COLUMNS}

@@ -165,6 +165,11 @@ class Catalogue:
         """
         return self._select(columns, equals)
 
+    @property
+    def columns(self) -> list[str]:
+        """What a row of a face has; nothing where no face has been catalogued."""
+        return list(self._faces().schema.names) if "faces" in self._names() else []
+
     def get_embeddings(self, encoder: str, version: str, face_ids: Sequence[str]) -> dict[str, np.ndarray]:
         """face_id -> (D,) float32 for those of `face_ids` that are cached under this version."""
         found: dict[str, np.ndarray] = {}

@@ -154,6 +154,23 @@ def make_items(
     return [Item(*(usable[place] for place in _triplet(task, deal))) for _ in range(n)]
 
 
+def make_items_beside(faces: Faces, others: Sequence[Sequence[str]], seed: int) -> list[Item]:
+    """For each of some groups of faces (their ids, which may be of no face here) a scene and an identity that show two other people.
+
+    They are spread as `make_items` spreads them. The expression is not among the faces: its place is the scene's.
+    """
+    order = sorted(range(len(faces.ids)), key=lambda i: faces.ids[i])
+    place = {faces.ids[i]: k for k, i in enumerate(order)}
+    deal = _Dealer([faces.person(i) for i in order], np.random.default_rng([seed, len(TASKS)]))
+    items = []
+    for group in others:
+        taken = [place[face] for face in group if face in place]
+        scene = deal.next("scene", taken)
+        identity = deal.next("identity", [*taken, scene])
+        items.append(Item(order[scene], order[identity], order[scene]))
+    return items
+
+
 def _triplet(task: str, deal: _Dealer) -> tuple[int, int, int]:
     scene = deal.next("scene", [])
     if task == "reconstruct":

@@ -65,6 +65,38 @@ def find(
     return Leakage(len(train), len(test), shared_people(train_people, test_people), suspects, threshold, strangers)
 
 
+def sharpness(train: np.ndarray, people: Sequence[str], faces: int) -> float:
+    """How much of a real leak a recogniser would find among so many test faces: the share of training people whose first two photographs
+    are as near as the threshold asks. NaN where nobody has two."""
+    pairs = np.array([places[:2] for places in _places(people).values() if len(places) > 1]).reshape(-1, 2)
+    if not len(pairs):
+        return float("nan")
+    mean = np.asarray(np.mean(train, axis=0, where=np.isfinite(train)))
+    codes = np.unique(np.asarray(people, np.str_), return_inverse=True)[1]
+    threshold = chance_threshold(stranger_cosines(train, codes, mean), len(train) * faces)
+    return float(((_unit(train[pairs[:, 0]], mean) * _unit(train[pairs[:, 1]], mean)).sum(axis=1) >= threshold).mean())
+
+
+def seen(leaks: Leakage, test_people: Sequence[str]) -> set[int]:
+    """Places of the test faces to leave out: those suspected, all of a person of whom half or more are, and all of people in both.
+
+    A person who is in training by another name is suspected in most photographs, a stranger who looks like somebody in a few.
+    """
+    suspected = {suspect.test for suspect in leaks.suspects}
+    named = _places(test_people)
+    known = [places for name, places in named.items() if name in leaks.shared or 2 * len(suspected.intersection(places)) >= len(places)]
+    return suspected.union(*known)
+
+
+def _places(people: Sequence[str]) -> dict[str, list[int]]:
+    """Person -> where their faces stand; nobody is no person."""
+    found: dict[str, list[int]] = {}
+    for i, name in enumerate(people):
+        if name:
+            found.setdefault(name, []).append(i)
+    return found
+
+
 def shared_people(train: Sequence[str], test: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Person -> (training faces, test faces), for those who have both; whoever has most test faces first."""
     here, there = Counter(filter(None, train)), Counter(filter(None, test))

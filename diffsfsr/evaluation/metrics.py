@@ -8,7 +8,7 @@ float64 numpy arrays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +139,18 @@ def _array(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """The correlation of (n,) values; NaN where either does not vary."""
+    x, y = a - a.mean(), b - b.mean()
+    power = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / power if power > TIE else float("nan")
+
+
+def ratio_of_means(a: np.ndarray, b: np.ndarray, floor: float = 0.01) -> float:
+    """The mean of (n,) values over that of others, which is taken for `floor` where it is lower: a ratio to nothing says nothing."""
+    return float(a.mean() / max(b.mean(), floor))
+
+
 def auc(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray | None = None) -> float:
     """Area under the ROC curve: how often a positive item scores above another, a tie counting half (Mann and Whitney).
 
@@ -189,6 +201,56 @@ def bootstrap_interval(values: Any, n: int = 1000, seed: int = 0, level: float =
     means = np.concatenate([x[rng.integers(len(x), size=(min(block, n - i), len(x)))].mean(axis=1) for i in range(0, n, block)])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(x.mean()), float(low), float(high), len(x))
+
+
+def bootstrap_statistic(statistic: Callable[..., float], *columns: Any, n: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+    """A number of several (B,) columns that is no mean of items, with its percentile interval over n resamplings of the items.
+
+    Only items that have every value take part; `mean` is the statistic of them all. All NaN for fewer than three.
+    """
+    values = np.stack([_array(column) for column in columns])
+    values = values[:, np.isfinite(values).all(axis=0)]
+    count = values.shape[1]
+    if count < 3 or not np.isfinite(whole := statistic(*values)):
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    rng = np.random.default_rng(seed)
+    draws = np.array([statistic(*values[:, rng.integers(count, size=count)]) for _ in range(n)])
+    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(whole, float(low), float(high), count)
+
+
+def balanced_share(parts: Sequence[np.ndarray], n: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+    """The mean over groups of the mean of each (B,), its items resampled within their group. NaN where a group is empty."""
+    draws = _balanced(parts, n, np.random.default_rng(seed))
+    return _percentiles(float(np.mean([part.mean() for part in parts])) if len(draws) else float("nan"), draws, sum(map(len, parts)), level)
+
+
+def balanced_ratio(above: Sequence[np.ndarray], below: Sequence[np.ndarray], n: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+    """`balanced_share` of some groups over that of others, both resampled apart. NaN where the latter is 0 or a group is empty.
+
+    A resampling of the others that hits nothing counts as half a hit, so that the interval is wide and not endless.
+    """
+    rng = np.random.default_rng(seed)
+    ups, downs = _balanced(above, n, rng), _balanced(below, n, rng)
+    base = float(np.mean([part.mean() for part in below])) if len(downs) else 0.0
+    if not len(ups) or base == 0:
+        return _percentiles(float("nan"), np.zeros(0), 0, level)
+    ratios = ups / np.maximum(downs, 0.5 / sum(map(len, below)))
+    return _percentiles(float(np.mean([part.mean() for part in above])) / base, ratios, sum(map(len, above)), level)
+
+
+def _balanced(parts: Sequence[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
+    """(n,) resampled means over groups of means; empty where a group is."""
+    if not parts or not all(map(len, parts)):
+        return np.zeros(0)
+    return np.mean([part[rng.integers(len(part), size=(n, len(part)))].mean(axis=1) for part in parts], axis=0)
+
+
+def _percentiles(value: float, draws: np.ndarray, count: int, level: float) -> Interval:
+    if not len(draws):
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), count)
 
 
 def paired_difference(a: Any, b: Any, n: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
+
+from diffsfsr.evaluation import metrics
 
 
 class Column(NamedTuple):
@@ -15,6 +18,8 @@ class Column(NamedTuple):
     judge: str  # its role in Result.judges; "" for what no network judges
     meaning: str
     tasks: tuple[str, ...] = ()  # where it means something; none named: everywhere
+    statistic: Callable[..., float] | None = None  # for what is no mean over items: a number of the columns `of`
+    of: tuple[str, ...] = ()
 
 
 _SWAPS, _SAME = ("all", "identity"), ("reconstruct",)
@@ -38,6 +43,14 @@ COLUMNS = (
         _SWAPS,
     ),
     Column(
+        *("id_ratio", "ID over scene's person", 1.0, "higher", "identity"),
+        "How many times more the outputs are like the person they should show than like the one who was in the scene: the ratio of the "
+        "two mean cosines, the second taken for .01 where it is lower.",
+        _SWAPS,
+        metrics.ratio_of_means,
+        ("id_cosine", "id_scene_cosine"),
+    ),
+    Column(
         *("expression_distance", "Exp x 100", 100.0, "lower", "expression"),
         "How far the output's expression is from the expression photograph's, by the network that also tells our model what to show.",
     ),
@@ -50,8 +63,22 @@ COLUMNS = (
         "How far the output's smile (0 none, 1 full) is from the one asked for.",
     ),
     Column(
+        *("smile_correlation", "Smile, correlation", 1.0, "higher", "coefficients"),
+        "Whether the smile follows the one asked for: Pearson's correlation over the items.",
+        (),
+        metrics.pearson,
+        ("smile", "smile_wanted"),
+    ),
+    Column(
         *("jaw_gap", "Jaw off by", 1.0, "lower", "coefficients"),
         "How far the opening of its jaw (0 shut, 1 wide open) is from the one asked for.",
+    ),
+    Column(
+        *("jaw_correlation", "Jaw, correlation", 1.0, "higher", "coefficients"),
+        "Whether the opening of the jaw follows the one asked for: Pearson's correlation over the items.",
+        (),
+        metrics.pearson,
+        ("jaw_open", "jaw_open_wanted"),
     ),
     Column(
         *("pose_error", "Pose, degrees", 1.0, "lower", "pose"),

@@ -40,7 +40,20 @@ def _summary_of(result: Result, seed: int) -> dict[str, Any]:
         "fid": result.fid,
         "fid_note": result.fid_note,
     }
-    return head | {c.name: _entry(metrics.bootstrap_interval(values(result, c), seed=seed).scaled(c.scale)) for c in COLUMNS}
+    return head | {c.name: entry(interval(result, c, seed)) for c in COLUMNS}
+
+
+def interval(result: Result, column: Column, seed: int = 0) -> metrics.Interval:
+    """One figure as printed: the mean of a metric over the items, or a statistic of several."""
+    if column.statistic is None:
+        return metrics.bootstrap_interval(values(result, column), seed=seed).scaled(column.scale)
+    return metrics.bootstrap_statistic(column.statistic, *_operands(result, column), seed=seed).scaled(column.scale)
+
+
+def _operands(result: Result, column: Column) -> list[np.ndarray]:
+    """What a statistic is of, (n,) each; NaN where the task gives it no meaning."""
+    apt = not column.tasks or result.task in column.tasks
+    return [result.column(name) if apt else np.full(len(result.rows), np.nan) for name in column.of]
 
 
 def values(result: Result, column: Column) -> np.ndarray:
@@ -55,9 +68,10 @@ def values(result: Result, column: Column) -> np.ndarray:
     return result.column(column.name)
 
 
-def _entry(interval: metrics.Interval) -> Entry:
+def entry(interval: metrics.Interval) -> Entry:
+    """An interval as it stands in report.json."""
     numbers = {"mean": interval.mean, "low": interval.low, "high": interval.high}
-    return {k: None if math.isnan(v) else v for k, v in numbers.items()} | {"count": interval.count}
+    return {k: v if math.isfinite(v) else None for k, v in numbers.items()} | {"count": interval.count}
 
 
 def compare(new: Result, old: Result, seed: int = 0) -> dict[str, Entry]:
@@ -82,10 +96,18 @@ def _network(result: Result, role: str) -> tuple[str, str]:
 
 
 def _difference(column: Column, new: Result, old: Result, seed: int) -> Entry:
-    gap = metrics.paired_difference(values(new, column), values(old, column), seed=seed).scaled(column.scale)
+    gap = _gap(column, new, old, seed).scaled(column.scale)
     if column.judge and _network(new, column.judge) != _network(old, column.judge):
         gap = metrics.Interval(math.nan, math.nan, math.nan, 0)
-    return _entry(gap) | {"better": _verdict(column, gap)}
+    return entry(gap) | {"better": _verdict(column, gap)}
+
+
+def _gap(column: Column, new: Result, old: Result, seed: int) -> metrics.Interval:
+    """new - old, both of the same resampled items."""
+    if (statistic := column.statistic) is None:
+        return metrics.paired_difference(values(new, column), values(old, column), seed=seed)
+    both = [*_operands(new, column), *_operands(old, column)]
+    return metrics.bootstrap_statistic(lambda *x: statistic(*x[: len(column.of)]) - statistic(*x[len(column.of) :]), *both, seed=seed)
 
 
 def _verdict(column: Column, gap: metrics.Interval) -> bool | None:
@@ -119,7 +141,7 @@ def by_attribute(result: Result, attributes: Sequence[slices.Attribute], seed: i
             gaps = {}
             for name in SHORT:
                 gap = slices.gap(values(result, BY_NAME[name]), inside, seed=seed).scaled(BY_NAME[name].scale)
-                gaps[name] = _entry(gap) | {"better": _verdict(BY_NAME[name], gap) if enough else None}
+                gaps[name] = entry(gap) | {"better": _verdict(BY_NAME[name], gap) if enough else None}
             head = {"attribute": attribute.title, "how": attribute.how, "proxy": attribute.proxy, "value": value}
             rows.append({**head, "items": int(inside.sum()), "gaps": gaps, **_of_part(result, np.flatnonzero(inside), seed)})
     return rows
@@ -127,7 +149,7 @@ def by_attribute(result: Result, attributes: Sequence[slices.Attribute], seed: i
 
 def _of_part(result: Result, items: np.ndarray, seed: int) -> dict[str, Entry]:
     chosen = {name: (values(result, BY_NAME[name])[items], BY_NAME[name].scale) for name in SHORT}
-    return {name: _entry(metrics.bootstrap_interval(v, seed=seed).scaled(scale)) for name, (v, scale) in chosen.items()}
+    return {name: entry(metrics.bootstrap_interval(v, seed=seed).scaled(scale)) for name, (v, scale) in chosen.items()}
 
 
 # --- the whole ----------------------------------------------------------------------------------------------------------
