@@ -19,6 +19,7 @@ from assets.stores.workspace import Shard, Workspace, aligned
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.cores import cores
+from diffsfsr.portrait.words import beside
 from diffsfsr.presets import embedded_by
 
 _BATCH = 32  # what a layer makes of so many still lies in a core's own cache
@@ -173,8 +174,9 @@ def emotion_index(
     from diffsfsr.evaluation.expression import embedding_map
 
     preset = settings.resolve()
-    _, version = workspace.open.need_network("dln", preset)
-    labels = {label: n for label, n in catalogue.open.labels(version=version).items() if label}
+    folder, version = workspace.open.need_network("dln", preset)
+    shipped = beside(folder.parent)  # of a model that brings its words
+    labels = (shipped.labels if shipped else {}) | {label: n for label, n in catalogue.open.labels(version=version).items() if label}
     tables.write_json(labels_file(workspace.open.home), labels)
     catalogue.open.index()
     sample = catalogue.open.faces(["emotion", "expression"], expression_version=version).slice(0, 3000)

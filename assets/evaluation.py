@@ -10,7 +10,7 @@ import dagster as dg
 import numpy as np
 
 from assets import heldout, partitions, version
-from assets.measuring import EVALUATION_VERSION, Bench, Tell, silent
+from assets.measuring import EVALUATION_VERSION, Bench, Tell, expression_judge, silent
 from assets.pictures import picture
 from assets.resources import RegistryResource, Settings, WorkspaceResource
 from assets.stores.registry import Registry, content_hash
@@ -19,6 +19,7 @@ from assets.training import trained_model
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
+from diffsfsr.portrait import shipped
 
 if TYPE_CHECKING:  # they load torch
     from diffsfsr.evaluation.items import Faces, PairList
@@ -27,7 +28,8 @@ if TYPE_CHECKING:  # they load torch
 
 
 class Model(dg.Config):
-    """Which model to evaluate: `trained`, the preset's newest, or an alias of the registry such as `champion`, or a version's number."""
+    """Which model to evaluate: `trained`, the preset's newest, `shipped`, the one that comes with the package, or an alias of the
+    registry such as `champion`, or a version's number."""
 
     model: str = "trained"
 
@@ -79,9 +81,11 @@ def pair_lists(report: Path) -> dict[str, str]:
 
 
 def model_folder(workspace: Workspace, registry: Registry, preset: Preset, model: str) -> tuple[Path, str]:
-    """(folder, name) of the preset's newest model, or of the one behind an alias."""
+    """(folder, name) of the preset's newest model, of the shipped one, or of the one behind an alias."""
     if model == "trained":
         return workspace.need_network("diffusion", preset)
+    if model == "shipped":
+        return shipped.need(), model
     found = registry.resolve(model)
     return found.folder, f"version {found.version}"
 
@@ -107,7 +111,7 @@ def report_folder(workspace: Workspace, model: Path, dataset: str, task: str, pr
     from diffsfsr.evaluation.judges import chosen
 
     e, faces = preset.evaluation, heldout.state(workspace, dataset, preset)
-    judges = chosen(preset), (workspace.network("dln", preset) or ("", ""))[1]
+    judges = chosen(preset), expression_judge(workspace, preset)[1]
     mark = tables.fingerprint(content_hash(model), faces, e.items, e.seed, preset.crop, judges, EVALUATION_VERSION)
     return workspace.home / "reports" / mark[:10] / f"{dataset}-{task}"
 

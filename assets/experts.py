@@ -28,7 +28,7 @@ def crops_of(workspace: Workspace, preset: Preset) -> Inputs:
 
 
 def prepared_shards(workspace: Workspace, preset: Preset) -> list[Shard]:
-    ready = [shard for shard in workspace.shards() if workspace.file(aligned(preset), shard).exists()]
+    ready = workspace.learned(preset)
     if not ready:
         raise NotReady(f"no aligned faces of {preset.crop} pixels yet; run `diffsfsr run prepare --data DIR --preset {preset.name}`")
     return ready
@@ -59,6 +59,8 @@ def autoencoder(
 ) -> dg.MaterializeResult:
     """One network: pixels to latents and back."""
     preset = settings.resolve("autoencoder")
+    if start := workspace.open.start(preset):
+        return _taken(workspace.open, preset, "autoencoder", start.folder / "vae", start.version)
     if preset.autoencoder.source:
         return _imported(workspace.open, preset, "autoencoder", preset.autoencoder.source)
     return _trained(context, trainer, workspace.open, registry.open, preset, crops_of(workspace.open, preset))
@@ -76,6 +78,8 @@ def dln_model(
     from diffsfsr.encoders.dln import Dln
 
     preset = settings.resolve("dln")
+    if start := workspace.open.start(preset):
+        return _taken(workspace.open, preset, "dln", start.folder / "dln", Dln.load(start.folder / "dln").version)
     if preset.dln.source:
         return _imported(workspace.open, preset, "dln", preset.dln.source)
     run, lines = run_training(context, trainer, workspace.open, registry.open, preset, supervision_of(workspace.open, preset))
@@ -113,6 +117,12 @@ def _trained(context: Any, trainer: Any, workspace: Workspace, registry: Any, pr
         metadata={"run": run.path.name, "steps": preset.training.steps, **final(lines, psnr_db="psnr"), "curve": curve(lines, ("mae",))},
         data_version=dg.DataVersion(version),
     )
+
+
+def _taken(workspace: Workspace, preset: Preset, kind: str, folder: Path, version: str) -> dg.MaterializeResult:
+    """A network of the model that the preset trains on from."""
+    workspace.set_network(kind, preset, folder, version)
+    return dg.MaterializeResult(metadata={"folder": dg.MetadataValue.path(str(folder))}, data_version=dg.DataVersion(version))
 
 
 def _imported(workspace: Workspace, preset: Preset, kind: str, source: str) -> dg.MaterializeResult:

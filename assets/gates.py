@@ -14,7 +14,7 @@ import numpy as np
 from diffsfsr.errors import InputError, did_you_mean
 from diffsfsr.evaluation.items import TASKS
 from diffsfsr.evaluation.report.columns import BY_NAME
-from diffsfsr.presets import PRESETS
+from diffsfsr.presets import PRESETS, TUNED
 
 if TYPE_CHECKING:  # it loads torch
     from diffsfsr.evaluation.protocols import Result
@@ -69,7 +69,7 @@ def read(preset: str) -> Gates:
             raise InputError(f"{path}: {name} stands outside of a table: put it under [{_DEFAULT}]")
         if name != _DEFAULT and name not in PRESETS:
             raise InputError(f"{path}: [{name}] is neither [{_DEFAULT}] nor a preset{did_you_mean(name, PRESETS)}")
-    return _gates(rows.get(_DEFAULT, {}) | rows.get(preset, {}), path)
+    return _gates(rows.get(_DEFAULT, {}) | rows.get(TUNED.get(preset, ""), {}) | rows.get(preset, {}), path)
 
 
 def _gates(row: dict[str, Any], path: Path) -> Gates:

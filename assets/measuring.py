@@ -16,6 +16,7 @@ from assets.stores.workspace import Workspace
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
+from diffsfsr.portrait import shipped
 
 if TYPE_CHECKING:
     from diffsfsr.evaluation.items import Faces, PairList
@@ -45,7 +46,7 @@ class Bench:
         """The same one as before, where nothing has changed. Raises NotReady without prepared faces or a DLN."""
         from diffsfsr.evaluation.judges import chosen
 
-        dln, version = workspace.need_network("dln", preset)
+        dln, version = expression_judge(workspace, preset)
         return _bench(workspace, preset, heldout.held_out(workspace, dataset, preset), dln, (version, *chosen(preset).values()))
 
     @property
@@ -115,6 +116,15 @@ class Bench:
 
     def _rows(self, pairs: PairList) -> Path:
         return self.workspace.home / "reports" / "methods" / pairs.fingerprint
+
+
+def expression_judge(workspace: Workspace, preset: Preset) -> tuple[Path, str]:
+    """(folder, version) of the DLN that measures Exp: the preset's own, or where none was made here that of the shipped model. Raises
+    NotReady where there is neither."""
+    found, model = workspace.network("dln", preset), shipped.folder()
+    if found is None and model is not None:
+        found = model / "dln", json.loads((model / "dln" / "dln.json").read_text(encoding="utf-8"))["version"]
+    return found or workspace.need_network("dln", preset)
 
 
 @lru_cache(maxsize=1)

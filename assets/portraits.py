@@ -3,9 +3,8 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,13 @@ from assets.registry import champion
 from assets.resources import CatalogueResource, QueueResource, RegistryResource, WorkspaceResource
 from assets.stores.catalogue import Catalogue
 from assets.stores.queue import Queue, Request
+from assets.stores.registry import content_hash
 from assets.stores.served import Served
 from diffsfsr.errors import InputError, NotReady
+from diffsfsr.portrait import shipped
 from diffsfsr.portrait.order import Order
 from diffsfsr.portrait.sitting import sit
-from diffsfsr.portrait.words import reference
+from diffsfsr.portrait.words import WordTable, beside, reference
 
 _LEASE_SECONDS = 120.0  # after which the requests of a holder that died are taken again
 
@@ -40,22 +41,43 @@ class Serving:
 
     studio: Any
     version: str
-    catalogue: Catalogue
+    catalogue: Catalogue | None
     folder: Path
     served: Served | None = None  # where embeddings of requests are kept for the drift check
+    words: WordTable | None = None  # the model's own, for labels that the catalogue has no face of
 
     @classmethod
-    def champion(cls, registry: Any, catalogue: Catalogue, folder: Path) -> "Serving":
-        """The version behind the alias now; it is resolved once, so that a whole batch is made by one version."""
+    def champion(cls, registry: Any, catalogue: Callable[[], Catalogue], folder: Path) -> "Serving":
+        """The version behind the alias now, or the model that comes with the package where there is none; it is resolved once, so that
+        a whole batch is made by one version. Raises NotReady where there is neither."""
         from diffsfsr.portrait.compose import Studio
 
-        found = registry.resolve("champion")
-        return cls(Studio(found.folder), str(found.version), catalogue, folder, Served(folder.parent / "served"))
+        try:
+            found = registry.resolve("champion")
+        except NotReady:
+            if registry.champion is not None or (model := shipped.folder()) is None:
+                raise
+            return cls(Studio(model), shipped_version(model), None, folder, words=beside(model))
+        served = Served(folder.parent / "served")
+        return cls(Studio(found.folder), str(found.version), catalogue(), folder, served, beside(found.folder))
 
     def expression(self, word: str, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         """The (16,) reference embedding that stands for a word, and how it was found."""
         version = self.studio.dln.version
-        return reference(word, seed, self.catalogue.labels(version=version), partial(self.catalogue.by_label, version=version))
+        here = self.catalogue.labels(version=version) if self.catalogue else {}
+        own = self.words.labels if self.words else {}
+
+        def faces(label: str) -> tuple[list[str], np.ndarray]:
+            if self.catalogue and label in here:
+                return self.catalogue.by_label(label, version=version)
+            return self.words.faces(label) if self.words else ([], np.zeros((0, 16), np.float32))
+
+        return reference(word, seed, own | here, faces)
+
+
+def shipped_version(model: Path) -> str:
+    """What portraits call the model that comes with the package: other files, another version."""
+    return f"{shipped.NAME}-{content_hash(model)[:8]}"
 
 
 @dg.asset(deps=[champion], kinds={"torch"}, group_name="service", pool="gpu")
@@ -71,7 +93,7 @@ def portraits(
     outcomes, shown = {"done": 0, "failed": 0, "retried": 0, "lost": 0}, []
     if not queue.open.waiting(1):
         return dg.MaterializeResult(metadata=outcomes)
-    serving = Serving.champion(registry.open, catalogue.open, workspace.open.home / "portraits")
+    serving = Serving.champion(registry.open, lambda: catalogue.open, workspace.open.home / "portraits")
     batch = queue.open.lease(config.size, owner=context.run_id, seconds=_LEASE_SECONDS)
     with _holding(batch, queue.open, context.run_id):
         for outcome, image in _serve(batch, serving, queue.open, context):

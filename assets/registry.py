@@ -24,9 +24,11 @@ ROLLBACK = "rollback"  # the job. A setting in its place would need a job with a
 
 
 class Candidate(dg.Config):
-    """Which version is put forward: 0 registers the preset's newest trained model, another number names one that is registered."""
+    """Which version is put forward: 0 registers `model`, the preset's newest trained one or the `shipped` one; another number names
+    one that is registered."""
 
     version: int = 0
+    model: str = "trained"
 
 
 class Change(dg.Config):
@@ -48,7 +50,7 @@ def registered_model(
     """One version in MLflow's registry, as challenger: weights, settings, encoders, data and figures, under one number."""
     found = registry.open.resolve(config.version) if config.version else None
     preset = preset_of(found, settings)
-    folder = found.folder if found else model_folder(workspace.open, registry.open, preset, "trained")[0]
+    folder = found.folder if found else model_folder(workspace.open, registry.open, preset, config.model)[0]
     reports = _reports(workspace.open, folder, preset)
     evaluations = {report.name: logged(registry.open, report) for report in reports.values()}
     if found:
@@ -57,8 +59,8 @@ def registered_model(
     else:
         told = version.record(folder, evaluations)
         shown = version.tags(told) | {k: f"{v:.5g}" for report in reports.values() for k, v in flat(_numbers(report)).items()}
-        run_id = registry.open.open_run(folder.parent.name, kind="diffusion")
-        with version.beside(told, catalogue.open) as files:
+        run_id = registry.open.open_run(told["training_run"] or folder.name, kind="diffusion")
+        with version.beside(told, catalogue.open, folder) as files:
             number = registry.open.register(folder, run_id, shown, files)
         registry.open.end_run(run_id)
     return dg.MaterializeResult(metadata={"version": number, "alias": "challenger", "run": folder.parent.name, **shown})

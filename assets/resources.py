@@ -58,15 +58,16 @@ def _without_a_row(family: Preset, trains: str) -> Preset:
 
 
 class WorkspaceResource(dg.ConfigurableResource):
-    """The folder that all state lies in (DIFFSFSR_HOME)."""
+    """The folder that all state lies in (DIFFSFSR_HOME), and where the catalogue is that may lie elsewhere."""
 
     home: str
+    catalogue: str = ""
 
     @cached_property
     def open(self) -> Workspace:
         from assets.stores.workspace import Workspace
 
-        return Workspace(Path(self.home))
+        return Workspace(Path(self.home), self.catalogue)
 
 
 class CatalogueResource(dg.ConfigurableResource):

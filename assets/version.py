@@ -7,14 +7,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.stores.catalogue import Catalogue
 from assets.stores.registry import content_hash
 from diffsfsr import config, tables, weights
 from diffsfsr.config import Preset
-from diffsfsr.portrait.pyfunc import WORD_TABLE
-from diffsfsr.portrait.words import WORDS
+from diffsfsr.portrait.words import WORD_TABLE, WORDS
 
 RECORD = "version.json"
 _EVALUATION, _PINNED = "evaluation.", "pinned."  # tags of a version, each followed by <data set>-<task>
@@ -75,11 +75,19 @@ def pins(tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def beside(told: Mapping[str, Any], catalogue: Catalogue) -> Iterator[Path]:
-    """A folder with what is stored next to the model: the record, and the catalogue's labelled expressions of the model's DLN."""
+def beside(told: Mapping[str, Any], catalogue: Catalogue, folder: Path) -> Iterator[Path]:
+    """What is stored next to the model in `folder`: the record, and the catalogue's labelled expressions of the model's DLN, with those
+    that the model brings itself for labels that the catalogue lacks."""
     with TemporaryDirectory() as made:
         tables.write_json(Path(made) / RECORD, told)
         found = catalogue.faces(WORDS.names, expression_version=told["dln"])
         kept = found.filter(pc.and_(pc.is_valid(found["expression"]), pc.not_equal(pc.fill_null(found["emotion"], ""), "")))
-        tables.write(Path(made) / WORD_TABLE, kept.cast(WORDS).sort_by("face_id"), told["dln"] or "")
+        tables.write(Path(made) / WORD_TABLE, _with_its_own(kept.cast(WORDS), folder).sort_by("face_id"), told["dln"] or "")
         yield Path(made)
+
+
+def _with_its_own(words: pa.Table, folder: Path) -> pa.Table:
+    if not (folder / WORD_TABLE).is_file():
+        return words
+    own = tables.read(folder / WORD_TABLE).replace_schema_metadata()
+    return pa.concat_tables([words, own.filter(pc.invert(pc.is_in(own["emotion"], words["emotion"].combine_chunks()))).cast(WORDS)])

@@ -76,6 +76,7 @@ class Unet:
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers: int = 2
     heads: tuple[int, ...] = (8, 8, 8, 8)  # diffusers calls it attention_head_dim and counts heads
+    attention: tuple[bool, ...] = ()  # at which levels, the finest first; empty: at all but the coarsest of four, as SD has it
     scale_shift: bool = False  # time and pooled tokens scale the features of a block too (FiLM), not only add to them
     source: str = ""
 

@@ -39,6 +39,10 @@ def refuse_bad_combinations(p: Preset) -> None:
             f"unet.heads={list(p.unet.heads)} and unet.channels={list(p.unet.channels)} differ in length",
         ),
         (
+            len(p.unet.attention) not in (0, len(p.unet.channels)),
+            f"unet.attention={list(p.unet.attention)} and unet.channels={list(p.unet.channels)} differ in length",
+        ),
+        (
             p.objective.midpoint == "original" and p.schedule.zero_terminal_snr and p.objective.aux_max_t >= p.schedule.steps,
             f"objective.midpoint=original divides by the signal level, which schedule.zero_terminal_snr=true makes zero at "
             f"step {p.schedule.steps}; set objective.aux_max_t={p.objective.aux_max_t} below it",

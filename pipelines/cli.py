@@ -175,6 +175,7 @@ def parser() -> Parser:
     _request(words)
     _jobs(words)
     _weights(words)
+    _export(words)
 
     bench = _command(words, "bench", "bench:bench", "measure speed beside a peer in the same run", json=True)
     bench.add_argument("what", choices=BENCHES)
@@ -241,22 +242,25 @@ def _request(words: Any) -> None:
 
 
 def _jobs(words: Any) -> None:
-    run = _command(words, "run", "look:run", f"run a job of the graph: {', '.join(JOBS)}", json=True)
+    run = _command(words, "run", "run:run", f"run a job of the graph: {', '.join(JOBS)}", json=True)
     run.add_argument("job", choices=JOBS, metavar="JOB", help=", ".join(JOBS))
     run.add_argument("--preset", default="starter", help="a row of the preset table; default: starter")
     run.add_argument(
         "--data",
         metavar="PATH",
         help="prepare: a folder of photographs or of videos, or a list to fetch (FEC's .csv, Emo135's .json or .csv); also looked for "
-        "in DIFFSFSR_DATA; default: those already known",
+        "in DIFFSFSR_DATA; default: those already known. train --from: such a folder, to learn it alone",
     )
+    about = "train: on from this model instead of anew: starter (it comes with the package), champion, a version's number or a folder"
+    run.add_argument("--from", dest="start", default="", metavar="MODEL", help=about)
     run.add_argument("--name", help="prepare: what to call the data set; default: the folder's name")
     about = "prepare: which faces are held out: published (labels.csv, or the data set's own rule; the default) or whole people (person)"
     run.add_argument("--split", choices=("published", "person"), default="", help=about)
     _settings(run)
-    run.add_argument(
-        "--model", default="trained", help="evaluate, midpoints: trained (the preset's newest), champion, challenger or a version's number"
+    about = (
+        "evaluate, midpoints: trained (the preset's newest), shipped, champion, challenger or a version's number; promote: the first two"
     )
+    run.add_argument("--model", default="trained", help=about)
     _evaluation(run)
     run.add_argument("--version", type=int, default=0, metavar="N", help="promote: a registered version instead of the newest model")
     run.add_argument("--rollback", action="store_true", help="promote: back to the champion before this one")
@@ -273,9 +277,19 @@ def _evaluation(run: argparse.ArgumentParser) -> None:
     run.add_argument("--study", type=int, metavar="N", help="evaluate: a page that asks people about N items of each method")
     run.add_argument("--out", default="", metavar="FILE", help="evaluate --study: the page, an .html")
     run.add_argument("--answers", nargs="+", default=[], metavar="FILE", help="evaluate: what people answered, CSV or JSON, as tables")
+    about = "evaluate: how the 135 words resolve, and how often a classifier names the family in N outputs of a word (default 40)"
+    run.add_argument("--words", type=int, nargs="?", const=40, metavar="N", help=about)
     run.add_argument(
         "--ablations", action="store_true", help="evaluate: the preset's trained ablations side by side, as the paper's Table 3"
     )
+
+
+def _export(words: Any) -> None:
+    export = _command(words, "export", "export:export", "write a model as a folder that stands alone, as the one shipped here", json=True)
+    export.add_argument("--preset", default="starter")
+    export.add_argument("--model", default="trained", help="trained (the preset's newest), champion, challenger or a version's number")
+    export.add_argument("--out", metavar="DIR", help="default: the package's own data folder")
+    export.add_argument("--notes", metavar="FILE", help="what was seen by eye, as Markdown for the model card's known failures")
 
 
 def _settings(command: argparse.ArgumentParser) -> None:

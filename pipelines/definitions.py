@@ -20,6 +20,7 @@ from assets import (
     supervision,
     training,
     watch,
+    words,
 )
 from pipelines import automation, jobs
 from pipelines.environments import Environment
@@ -34,6 +35,7 @@ _ROOMS = [
     shards,
     training,
     evaluation,
+    words,
     methods,
     ablations,
     midpoints,

@@ -36,6 +36,7 @@ _SETTINGS = {  # variable: what holds without it; of the first five, `Environmen
     "DIFFSFSR_DATA": "no folder: --data takes paths only",
     "DIFFSFSR_WEIGHTS": "no folder: weights come from packages and from the state folder",
     "DIFFSFSR_WEIGHTS_MIRROR": "none: weights come from their published addresses",
+    "DIFFSFSR_STARTER": "the model that comes with the package, where one does",
     "DIFFSFSR_GATES": "the gates that come with the package: assets/gates.toml",
     "DIFFSFSR_CORES": "as many as there are cores",
     "DIFFSFSR_NODES": "1: training runs on this machine alone",
@@ -229,19 +230,29 @@ def _state(gaps: list[Row]) -> Row:
     found["data_sets"] = sorted(p.parent.name for p in here.home.glob("data/*/folder.json"))
     found["networks"] = {p.name: sorted(f.stem for f in p.glob("*.json")) for p in sorted(here.home.glob("models/*/"))}
     found["catalogue"] = _shown(here.catalogue) if "://" in here.catalogue or Path(here.catalogue).is_dir() else "absent"
-    found["champion"] = _champion(here.mlflow, gaps)
+    found["shipped_model"] = _shipped()
+    found["champion"] = _champion(here.mlflow, gaps, found["shipped_model"])
     if not found["data_sets"]:
         _gap(gaps, "no data set is known yet", "run `diffsfsr run prepare --data DIR`, or `make demo`")
     return found
 
 
-def _champion(mlflow: str, gaps: list[Row]) -> str:
+def _shipped() -> str | None:
+    """The folder of the model that comes with the package, which makes portraits where there is no champion."""
+    from diffsfsr.portrait import shipped
+
+    found = shipped.folder()
+    return str(found) if found else None
+
+
+def _champion(mlflow: str, gaps: list[Row], shipped: str | None) -> str:
     """The champion's version, read from a local MLflow database without MLflow; a server is not asked."""
     if not mlflow.startswith("sqlite:///"):
         return f"not asked: MLflow is at {_shown(mlflow)}"
     file, do = Path(mlflow.removeprefix("sqlite:///")).resolve(), "run `diffsfsr run train`, `evaluate` and `promote`, or `make demo`"
     if not file.exists():
-        _gap(gaps, f"there is no model yet: {file} is absent", do)
+        if not shipped:
+            _gap(gaps, f"there is no model yet: {file} is absent", do)
         return f"none: {file.name} is absent"
     try:
         versions = list(_aliases(file))
@@ -249,7 +260,8 @@ def _champion(mlflow: str, gaps: list[Row]) -> str:
         _gap(gaps, f"{file} cannot be read ({error})", "see that no other program has locked or damaged it")
         return f"unknown: {file.name} cannot be read"
     if not versions:
-        _gap(gaps, "no model is champion yet", do)
+        if not shipped:
+            _gap(gaps, "no model is champion yet", do)
         return "none"
     return f"version {versions[0]}"
 
@@ -286,6 +298,7 @@ def _text(found: Row) -> str:
             f"  networks: {'; '.join(f'{k}: ' + ', '.join(v) for k, v in s['networks'].items()) or 'none'}",
             f"  catalogue: {s['catalogue']}",
             f"  champion: {s['champion']}",
+            f"  model that comes with the package, used where there is no champion: {s['shipped_model'] or 'none'}",
             "Weights",
             *(f"  {w['name']:35}  {w['role']:31}  {w['found'] or 'not here: ' + w['do']}" for w in found["weights"]),
             f"  here, and not for commercial use: {', '.join(restricted) or 'none'}",

@@ -49,7 +49,7 @@ class Environment:
 
         return {
             "settings": r.Settings.configure_at_launch(),
-            "workspace": r.WorkspaceResource(home=str(self.home)),
+            "workspace": r.WorkspaceResource(home=str(self.home), catalogue=self.catalogue),
             "catalogue": r.CatalogueResource(uri=self.catalogue),
             "queue": r.QueueResource(url=self.queue),
             "registry": r.RegistryResource(tracking_uri=self.mlflow, artifact_root=self.artifacts),

@@ -31,6 +31,7 @@ encode = dg.define_asset_job(
 )
 train = dg.define_asset_job("train", ["emotion_index", "trained_model"], description="Train the model, or go on where it stopped.")
 evaluate = dg.define_asset_job("evaluate", ["evaluation_report"], description="One task on one data set: measure a model.")
+words = dg.define_asset_job("words", ["words_report"], description="One data set: what a model makes of words, named by a classifier.")
 compare = dg.define_asset_job("compare", ["method_rows"], description="One task on one data set: measure another method on our items.")
 ablations = dg.define_asset_job("ablations", ["ablation_table"], description="The trained ablations of a preset side by side.")
 midpoints = dg.define_asset_job(
@@ -71,6 +72,7 @@ ALL = [
     encode,
     train,
     evaluate,
+    words,
     compare,
     ablations,
     midpoints,

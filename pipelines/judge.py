@@ -13,17 +13,17 @@ from diffsfsr.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from pipelines.operate import Operator
 
-_MODELS = ("trained", "champion", "challenger")
+_MODELS = ("trained", "shipped", "champion", "challenger")
 _ASKED = "all"  # the task that people are asked about: it changes who and how at once
 
 
 def check(args: Namespace) -> None:
     """Raises InputError for flags that do not go together, before anything runs."""
-    flags = ("method", "outputs", "export_pairs", "study", "answers", "ablations", "out")
+    flags = ("method", "outputs", "export_pairs", "study", "answers", "ablations", "words", "out")
     given = [f"--{name.replace('_', '-')}" for name in flags if getattr(args, name) not in (None, "", [], False)]
     if given and args.job != "evaluate":
         raise InputError(f"{given[0]} goes with `run evaluate`, not with `run {args.job}`")
-    kinds = [flag for flag in given if flag in ("--export-pairs", "--study", "--answers", "--ablations")]
+    kinds = [flag for flag in given if flag in ("--export-pairs", "--study", "--answers", "--ablations", "--words")]
     if len(kinds) > 1 or (kinds and kinds[0] != "--export-pairs" and args.method):
         raise InputError(f"{' and '.join(kinds if len(kinds) > 1 else ['--method', *kinds])} are different things: give one of them")
     if args.outputs and not args.method:
@@ -32,10 +32,17 @@ def check(args: Namespace) -> None:
         raise InputError(f"--outputs {args.outputs} is no folder: it holds DATASET-TASK/manifest.csv and the pictures that they name")
     if args.study is not None and args.study < 1:
         raise InputError(f"--study {args.study} is no number of items: give 1 or more")
+    if args.words is not None and args.words < 1:
+        raise InputError(f"--words {args.words} is no number of outputs: give 1 or more")
     if bool(args.study) != bool(args.out):
         raise InputError("--study N and --out FILE.html go together: how many items, and where to write the page")
-    if args.model not in _MODELS and not args.model.isdecimal():
-        raise InputError(f"--model {args.model}{did_you_mean(args.model, _MODELS)}: one of {', '.join(_MODELS)}, or a version's number")
+    check_model(args.model)
+
+
+def check_model(name: str) -> None:
+    """Raises InputError for what names no model."""
+    if name not in _MODELS and not name.isdecimal():
+        raise InputError(f"--model {name}{did_you_mean(name, _MODELS)}: one of {', '.join(_MODELS)}, or a version's number")
 
 
 def evaluate(args: Namespace, operator: Operator) -> Any:
@@ -50,6 +57,8 @@ def evaluate(args: Namespace, operator: Operator) -> Any:
         return opinions(args)
     if args.ablations:
         return ablations(args, operator)
+    if args.words:
+        return operator.words(args.model, args.words)
     return operator.evaluate(args.model)
 
 

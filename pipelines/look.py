@@ -110,10 +110,15 @@ def emotions(args: Namespace) -> Any:
 
 
 def _labels() -> dict[str, int]:
+    """Label -> faces: of the catalogue here, or where nothing has been catalogued of the model that comes with the package."""
     import json
 
     path = Environment.current().home / "models" / "labels.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    from diffsfsr.portrait import shipped
+
+    return shipped.labels()
 
 
 # --- one portrait -----------------------------------------------------------------------------------------------------
@@ -164,13 +169,13 @@ def picture_name(name: str, endings: tuple[str, ...], given: tuple[str, ...]) ->
 
 
 def champion() -> Any:
-    """The model in service here, loaded."""
+    """The model in service here, loaded: the champion, or where there is none the model that comes with the package."""
     from assets.portraits import Serving
     from assets.stores.catalogue import Catalogue
     from assets.stores.registry import Registry
 
     here = Environment.current()
-    return Serving.champion(Registry(here.mlflow, here.artifacts), Catalogue(here.catalogue), here.home / "portraits")
+    return Serving.champion(Registry(here.mlflow, here.artifacts), lambda: Catalogue(here.catalogue), here.home / "portraits")
 
 
 def verify(args: Namespace) -> Any:
@@ -178,105 +183,6 @@ def verify(args: Namespace) -> Any:
 
     sidecar = check(Path(args.portrait))
     return {"portrait": args.portrait, "genuine": True, "model_version": sidecar["model_version"], "made_at": sidecar["made_at"]}
-
-
-# --- the graph's jobs -------------------------------------------------------------------------------------------------
-
-
-def run(args: Namespace) -> Any:
-    """Resolve the settings before anything is loaded, then run the job."""
-
-    from diffsfsr import config, presets, weights
-    from pipelines import judge
-
-    changes = config.read_changes(args.set)
-    preset = config.override(presets.preset(args.preset), changes)
-    weights.check_names(preset)
-    weights.refuse_non_commercial(preset)
-    source = _data_source(args.data) if args.data else None
-    _check_promotion(args)
-    judge.check(args)
-    if source and args.job != "prepare":
-        raise InputError("--data goes with `run prepare`; the other jobs use the data sets that are prepared")
-    if args.split and not source:
-        raise InputError("--split goes with `run prepare --data PATH`; it is remembered of each data set")
-    if args.dry_run:
-        resolved = {"job": args.job, "data": str(source) if source else None, "preset": config.to_dict(preset)}
-        return resolved | (_costs(preset, args.json) if (args.job, preset.trains) == ("train", "diffusion") else {})
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from pipelines.operate import Operator
-
-    operator = Operator(Environment.current(), args.preset, changes)
-    if args.job == "prepare":
-        if source and source.is_file():
-            folder, missing = _fetched(source, operator, args.name)
-            return operator.prepare(folder, args.name, args.split) | {"not_fetched": missing}
-        if source and (framed := _framed(source, operator, args.name)):
-            return operator.prepare(framed[0], args.name, args.split) | {"without_frames": framed[1]}
-        return operator.prepare(source, args.name, args.split)
-    if args.job == "evaluate":
-        return judge.evaluate(args, operator)
-    if args.job in ("assess", "midpoints"):
-        found = operator.assess() if args.job == "assess" else operator.midpoints(args.model)
-        return found if args.json else Path(found["report"]).read_text(encoding="utf-8")
-    if args.job == "promote":
-        return _promoted(operator, args)
-    return {"train": operator.train, "generate": operator.generate}[args.job]()
-
-
-def _promoted(operator: Any, args: Namespace) -> Any:
-    """The answer of `run promote`; a version that is refused ends in exit code 1."""
-    answer = operator.rollback(args.why) if args.rollback else operator.promote(args.version, args.why)
-    args.code = 0 if answer.get("promoted", True) else 1
-    return answer
-
-
-def _check_promotion(args: Namespace) -> None:
-    """Raises InputError for a change of the champion that is none."""
-    if args.job != "promote" and (args.rollback or args.version or args.why):
-        raise InputError("--rollback, --version and --why go with `run promote`")
-    if args.rollback and args.version:
-        raise InputError("--rollback goes to the champion before this one, --version N to another: give one of them")
-    if args.version < 0:
-        raise InputError(f"--version {args.version} is no version: its number is 1 or more")
-
-
-def _costs(preset: Any, as_json: bool) -> dict[str, Any]:
-    """What the training would cost: data, or a table to read."""
-    from pipelines import costs
-
-    found = costs.estimate(preset)
-    return {"cost": found if as_json else costs.table(found, preset.training)}
-
-
-def _data_source(name: str) -> Path:
-    """A folder of photographs or of videos, or a file that lists photographs."""
-
-    places = [Path(name), *([Path(os.environ["DIFFSFSR_DATA"]) / name] if os.environ.get("DIFFSFSR_DATA") else [])]
-    for place in places:
-        if place.is_dir() or place.is_file():
-            return place
-    raise InputError(f"--data {name} is neither a folder of photographs or videos nor a list of their addresses (FEC's or Emo135's)")
-
-
-def _fetched(listed: Path, operator: Any, name: str | None) -> tuple[Path, dict[str, int]]:
-    """Fetch the pictures that a file lists; returns their folder and how many others are missing for which reason."""
-    from diffsfsr.fetch import fetching, listing
-    from pipelines.operate import safe_name
-
-    folder = operator.workspace.fetched(name or safe_name(listed.stem))  # refuses a bad name before anything is fetched
-    return folder, fetching.fetch(listing.read(listed), folder, operator.preset.data.max_pixels).missing
-
-
-def _framed(source: Path, operator: Any, name: str | None) -> tuple[Path, dict[str, int]] | None:
-    """Take frames of a folder of videos; returns their folder and how many videos gave none for which reason. None for photographs."""
-    from diffsfsr.fetch import videos
-    from pipelines.operate import safe_name
-
-    if not videos.is_of_videos(source):
-        return None
-    folder = operator.workspace.fetched(name or safe_name(source.resolve().name))  # refuses a bad name before anything is decoded
-    return folder, videos.take_frames(source, folder, max_pixels=operator.preset.data.max_pixels).missing
 
 
 # --- erasure ----------------------------------------------------------------------------------------------------------

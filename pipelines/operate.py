@@ -33,7 +33,7 @@ class Operator:
 
     @cached_property
     def workspace(self) -> Workspace:
-        return Workspace(self.environment.home)
+        return Workspace(self.environment.home, self.environment.catalogue)
 
     @cached_property
     def instance(self) -> Any:
@@ -137,6 +137,8 @@ class Operator:
             raise NotReady(
                 f"no faces of {preset.crop} pixels are prepared yet; run `diffsfsr run prepare --preset {preset.name} --data DIR`"
             )
+        if absent := weights.absent_teachers(named):
+            print(f"L_id goes without {', '.join(absent)}, whose weights are not here", file=sys.stderr, flush=True)
         self.run("experts")
         while self._encode(preset, self._aligned(preset)):
             pass  # a data set that arrives meanwhile is taken along
@@ -148,7 +150,7 @@ class Operator:
         """What the DLN learns from besides labels, for every prepared shard that lacks it."""
         from assets.supervision import TEACHER, is_taught
 
-        if preset.dln.source or TEACHER not in preset.dln.triplets:
+        if preset.dln.source or preset.name in presets.TUNED or TEACHER not in preset.dln.triplets:
             return
         pending = [shard for shard in self._aligned(preset) if not is_taught(self.workspace, shard, preset)]
         for shard in _counted(pending, "teach"):
@@ -163,7 +165,7 @@ class Operator:
         return {"report": str(folder / "report.md"), **_json(folder / "report.json")}
 
     def _aligned(self, preset: Preset) -> list[Shard]:
-        return [s for s in self.workspace.shards() if self.workspace.file(aligned(preset), s).exists()]
+        return self.workspace.learned(preset)
 
     def evaluate(self, model: str = "trained") -> dict[str, Any]:
         """Evaluate a model on every prepared data set and task; returns the figures."""
@@ -179,6 +181,19 @@ class Operator:
                 figures[f"{dataset}/{task}"] = {"report": str(report / "report.html"), **flat(_json(report / "report.json"))}
         return figures
 
+    def words(self, model: str = "trained", items: int = 0) -> dict[str, Any]:
+        """Ask a model for words on every prepared data set that has labels (else on all); returns the figures."""
+        from assets import words
+        from assets.evaluation import flat, model_folder, prepared_datasets
+
+        figures, preset = {}, self.preset
+        folder, _ = model_folder(self.workspace, self.registry(), preset, model)
+        for dataset in words.labelled(self.workspace, prepared_datasets(self.workspace, preset), preset):
+            self.run("words", dataset, ops={"words_report": {"config": {"model": model, "items": items or words.ITEMS}}})
+            report = words.report_folder(self.workspace, self.catalogue, folder, dataset, preset, items or words.ITEMS)
+            figures[dataset] = {"report": str(report / "report.html"), **flat(_json(report / "report.json"))}
+        return figures
+
     def midpoints(self, model: str = "trained") -> dict[str, Any]:
         """Compare the midpoint estimates of a model on held-out faces; returns the figures."""
         from assets.evaluation import model_folder
@@ -188,12 +203,13 @@ class Operator:
         folder = report_folder(self.workspace, model_folder(self.workspace, self.registry(), self.preset, model)[0], self.preset)
         return {"report": str(folder / "report.md"), **_json(folder / "report.json")}
 
-    def promote(self, version: int = 0, why: str = "") -> dict[str, Any]:
-        """Register the newest model, or put a registered version forward, and make it champion where it passes the gates."""
+    def promote(self, version: int = 0, why: str = "", model: str = "trained") -> dict[str, Any]:
+        """Register the newest model or the shipped one, or put a registered version forward, and make it champion where it passes the
+        gates."""
         from assets import gates
 
         gates.read(self.preset.name)  # a file that is wrong is told before hours of evaluation, not after
-        change = {"champion": {"config": {"why": why}}, "registered_model": {"config": {"version": version}}}
+        change = {"champion": {"config": {"why": why}}, "registered_model": {"config": {"version": version, "model": model}}}
         result = self.run("promote", ops=change, fail=False)
         checks = [c for c in result.get_asset_check_evaluations() if c.check_name == "not_worse_than_champion"]
         if not checks or (checks[0].passed and not result.success):

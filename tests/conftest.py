@@ -42,6 +42,7 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name in _FOREIGN_STATE or (name.startswith("DIFFSFSR_") and name not in _KEPT):
             monkeypatch.delenv(name)
     monkeypatch.setenv("DIFFSFSR_HOME", str(tmp_path / "diffsfsr-home"))
+    monkeypatch.setenv("DIFFSFSR_STARTER", str(tmp_path / "no-starter"))  # what a test says must not hang on what comes with the package
 
 
 @pytest.fixture(scope="session")

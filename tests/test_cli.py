@@ -22,7 +22,8 @@ from pipelines import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
-    *["demo", "doctor", "faces", "embed", "emotions", "portrait", "travel", "request", "run", "weights", "bench", "forget", "verify", "up"],
+    *["demo", "doctor", "faces", "embed", "emotions", "portrait", "travel", "request", "run", "weights", "export", "bench", "forget"],
+    *["verify", "up"],
     *[f"request {verb}" for verb in ("add", "list", "show", "watch", "cancel", "retry")],
     *[f"weights {verb}" for verb in ("list", "pull", "check")],
 ]

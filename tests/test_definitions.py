@@ -45,6 +45,7 @@ GRAPH = {
     "method_rows": {"dln_model"},
     "ablation_table": {"trained_model"},
     "midpoint_study": {"trained_model"},
+    "words_report": {"trained_model"},
     "registered_model": {"trained_model", "evaluation_report"},
     "champion": {"registered_model"},
     "portraits": {"champion"},
@@ -70,6 +71,7 @@ JOBS = {
     "encode",
     "train",
     "evaluate",
+    "words",
     "compare",
     "ablations",
     "midpoints",
@@ -130,7 +132,8 @@ def test_partitions(graph: Any) -> None:
         by_partitions.setdefault(getattr(definition, "name", None) or type(definition).__name__, set()).add(key.to_user_string())
     assert by_partitions["shards"] == SHARDED
     assert by_partitions["MultiPartitionsDefinition"] == {"evaluation_report", "method_rows"}
-    assert by_partitions["NoneType"] == GRAPH.keys() - SHARDED - {"evaluation_report", "method_rows"}
+    assert by_partitions["datasets"] == {"words_report"}
+    assert by_partitions["NoneType"] == GRAPH.keys() - SHARDED - {"evaluation_report", "method_rows", "words_report"}
 
 
 def test_jobs_sensor_schedule_checks(graph: Any) -> None:
@@ -167,7 +170,10 @@ def test_pools_keep_the_gpu_and_each_table_to_one(graph: Any) -> None:
     for key in graph.get_all_asset_keys():
         (pool,) = graph.get(key).pools or {None}
         pools.setdefault(pool, set()).add(key.to_user_string())
-    trained, judged = {"autoencoder", "dln_model", "loss_decoder", "trained_model"}, {"evaluation_report", "method_rows", "ablation_table"}
+    trained, judged = (
+        {"autoencoder", "dln_model", "loss_decoder", "trained_model"},
+        {"evaluation_report", "method_rows", "ablation_table", "words_report"},
+    )
     assert pools["gpu"] == trained | judged | {"midpoint_study", "portraits"}
     assert pools["identity_table"] == {"identity_embeddings"} and pools["expression_table"] == {"expression_embeddings"}
     assert pools["faces_table"] == {"catalogue", "emotion_index"}

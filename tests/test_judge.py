@@ -130,6 +130,9 @@ def test_a_second_stage_gets_the_first_ones_pictures(operator: Operator, sent: P
         ("evaluate --outputs .", "--outputs needs --method NAME"),
         ("evaluate --method x --outputs nowhere", "--outputs nowhere is no folder"),
         ("evaluate --study 3 --out a.html --ablations", "--study and --ablations are different things"),
+        ("evaluate --words 0", "--words 0 is no number of outputs"),
+        ("train --words", "--words goes with `run evaluate`"),
+        ("evaluate --words --ablations", "--ablations and --words are different things"),
         ("evaluate --method x --answers a.csv", "--method and --answers are different things"),
     ],
 )
@@ -139,7 +142,15 @@ def test_flags_that_do_not_go_together_are_refused_before_anything_runs(line: st
 
 
 @pytest.mark.parametrize(
-    "line", ["evaluate", "evaluate --method a+b", "evaluate --method x --export-pairs d", "evaluate --study 3 --out a.html"]
+    "line",
+    [
+        "evaluate",
+        "evaluate --method a+b",
+        "evaluate --method x --export-pairs d",
+        "evaluate --study 3 --out a.html",
+        "evaluate --words",
+        "evaluate --words 7 --model 3",
+    ],
 )
 def test_flags_that_go_together_pass(line: str) -> None:
     judge.check(parser().parse_args(["run", *line.split()]))

@@ -38,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, model: Path, studio: Studio) 
     label(catalogue, studio.dln.version, ["happiness", "happiness", "neutral", ""])
     registry = Registry(f"sqlite:///{home}/mlflow.db", home / "mlartifacts", cache=home / "models")
     told = version.record(model, {})
-    with version.beside(told, catalogue) as files:
+    with version.beside(told, catalogue, model) as files:
         registry.register(model, registry.open_run("train", "diffusion"), version.tags(told), files)
     registry.promote(1, "ann", "the first")
     return home

@@ -25,7 +25,8 @@ from assets.stores import history
 from assets.stores.runs import Runs, unless_there
 from diffsfsr import tables
 from diffsfsr.errors import InputError, NotReady
-from diffsfsr.portrait.pyfunc import MODEL, WORD_TABLE
+from diffsfsr.portrait.pyfunc import MODEL
+from diffsfsr.portrait.words import WORD_TABLE
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 _MAKE = "run `diffsfsr run train` and `diffsfsr run promote`"

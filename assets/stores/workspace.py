@@ -4,7 +4,7 @@ data/<data set>/            folder.json, sources/ labels/ aligned/ rejects/ mask
                             methods made of its faces for an evaluation
 fetched/<data set>/         photographs brought here by a list of their addresses (diffsfsr.fetch.fetching)
 runs/<preset>-<hash>/       training runs (diffsfsr.training.run)
-models/<preset>/            which run's network is the preset's autoencoder, DLN, loss decoder or model now
+models/<preset>/            which run's network is the preset's autoencoder, DLN, loss decoder or model now, and what it trains on from
 reports/                    evaluation reports
 forgotten.json              photographs that were forgotten and are not taken in again
 portraits/                  finished portraits with their sidecars
@@ -28,6 +28,7 @@ from filelock import FileLock
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.errors import InputError, NotReady
+from diffsfsr.presets import TUNED
 
 SHARD = re.compile(r"(?P<dataset>[\w.-]+)-(?P<number>\d{4})")
 
@@ -52,8 +53,18 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Start:
+    """The model that a preset trains on from: its folder, a hash of its content, and the data set that it learns ("": every one)."""
+
+    folder: Path
+    version: str
+    dataset: str
+
+
+@dataclass(frozen=True)
 class Workspace:
     home: Path
+    catalogue: str = ""  # its address; empty: beside the rest
 
     # --- data sets and their shards ---
 
@@ -191,6 +202,27 @@ class Workspace:
             what = {"diffusion": "trained model", "decoder": "loss decoder"}.get(kind, kind)
             raise NotReady(f"preset {family(preset)} has no {what} yet; run `diffsfsr run train --preset {family(preset)}`")
         return found
+
+    def set_start(self, preset: Preset, start: Start) -> None:
+        """Make a saved model the one that the preset trains on from."""
+        tables.write_json(self._network_file("start", preset), {**start.__dict__, "folder": str(start.folder)})
+
+    def start(self, preset: Preset) -> Start | None:
+        """What the preset trains on from: None for one that begins anew. Raises NotReady where its model has not been named."""
+        if family(preset) not in TUNED:
+            return None
+        path = self._network_file("start", preset)
+        entry = _entry(path) if path.exists() else None
+        if entry is None or not Path(entry["folder"]).is_dir():
+            basis = TUNED[family(preset)]
+            raise NotReady(f"preset {family(preset)} trains on from a model: run `diffsfsr run train --preset {basis} --from starter`")
+        return Start(Path(entry["folder"]), entry["version"], entry.get("dataset", ""))
+
+    def learned(self, preset: Preset) -> list[Shard]:
+        """The aligned shards that a preset learns from: of every data set, or of the one that a tuning was given."""
+        start = self.start(preset)
+        found = self.shards((start and start.dataset) or None)
+        return [shard for shard in found if self.file(aligned(preset), shard).exists()]
 
     def _network_file(self, kind: str, preset: Preset) -> Path:
         owner = family(preset) if kind == "diffusion" else preset.experts or family(preset)

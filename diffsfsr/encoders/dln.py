@@ -25,6 +25,7 @@ from diffsfsr.errors import InputError, did_you_mean
 
 _FORMAT = 2
 _WEIGHTS, _SETTINGS = "dln.safetensors", "dln.json"
+_FROZEN = "frozen."  # what the names of the frozen twin's tensors begin with
 _LARGEST_SETTINGS = 100_000  # bytes
 
 
@@ -113,20 +114,35 @@ class Dln(nn.Module):
         """sha256 of the present weights; it changes with every training step."""
         return weights_version(self, f"dln {self.dim} gain {self.backbone.gain}, {self.backbone.recipe}")
 
-    def save(self, folder: Path) -> None:
-        """Write dln.safetensors and dln.json. Each is whole or absent, and the second, written last, names the first's version."""
+    def halved(self) -> Dln:
+        """The same with every trained weight rounded to what float16 holds; still float32. Another encoder, of a version of its own."""
+        rounded = copy.deepcopy(self)
+        for part in (rounded.trained, rounded.projection):
+            part.half().float()
+        return rounded
+
+    def save(self, folder: Path, half: bool = False) -> None:
+        """Write dln.safetensors and dln.json. Each is whole or absent, and the second, written last, names the first's version.
+
+        With `half` it is `halved()` that is written: in float16, and without the frozen twin, which is somebody else's published
+        file and is read from there again. That takes a quarter of the bytes.
+        """
         from safetensors.torch import save
 
-        folder = Path(folder)
+        folder, written = Path(folder), self.halved() if half else self
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        settings = {"format": _FORMAT, "kind": "dln", "backbone": self.backbone.name, "dim": self.dim, "version": self.version}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in written.state_dict().items()}
+        if half:
+            own = {name: value for name, value in tensors.items() if not name.startswith(_FROZEN)}
+            tensors = {name: value.half() if value.is_floating_point() else value for name, value in own.items()}
+        settings = {"format": _FORMAT, "kind": "dln", "backbone": self.backbone.name, "dim": self.dim, "version": written.version}
         _write(folder / _WEIGHTS, save(tensors))
         _write(folder / _SETTINGS, json.dumps(settings, indent=1).encode())
 
     @classmethod
     def load(cls, folder: Path, trainable: bool = False) -> Dln:
-        """What `save` wrote, frozen unless `trainable`. Raises InputError, naming the file, for anything else."""
+        """What `save` wrote, in float32 and frozen unless `trainable`. Raises InputError, naming the file, for anything else; NotReady
+        where the frozen twin was left out and its published file is not on this machine."""
         folder = Path(folder)
         settings = _read_settings(folder / _SETTINGS)
         backbone = settings["backbone"]
@@ -243,15 +259,21 @@ def _load_strictly(dln: Dln, path: Path) -> None:
     """Names and shapes are compared from the file's header, before any tensor is read."""
     from safetensors import SafetensorError, safe_open
 
+    from diffsfsr.weights import resolve
+
     want = {name: list(value.shape) for name, value in dln.state_dict().items()}
     try:
         with safe_open(path, "pt") as f:
             found = {name: f.get_slice(name).get_shape() for name in f.keys()}
+            alone = not any(name.startswith(_FROZEN) for name in found)  # as a halved one is
+            want = {name: shape for name, shape in want.items() if not (alone and name.startswith(_FROZEN))}
             wrong = sorted(name for name in want.keys() | found.keys() if want.get(name) != found.get(name))
             if wrong:
                 pair = f"{wrong[0]} is {found.get(wrong[0], 'absent')} where {want.get(wrong[0], 'nothing')} belongs"
                 raise InputError(f"{path} does not fit: {pair}")
-            dln.load_state_dict({name: f.get_tensor(name) for name in found})
+            dln.load_state_dict({name: f.get_tensor(name) for name in found}, strict=not alone)
+        if alone:
+            dln.frozen.load_state_dict(dln.backbone.read(resolve(dln.backbone.published)).state_dict())
     except (OSError, SafetensorError) as e:
         raise InputError(f"{path} cannot be read as a DLN's weights ({e}): name a folder written by Dln.save") from e
     if not all(value.isfinite().all() for value in dln.state_dict().values()):

@@ -23,8 +23,8 @@ _ASKED_BY = {  # a UNet's config -> the setting of a preset that decides it
     "in_channels": "autoencoder.channels",
     "out_channels": "autoencoder.channels",
     "block_out_channels": "unet.channels",
-    "down_block_types": "unet.channels",
-    "up_block_types": "unet.channels",
+    "down_block_types": "unet.attention",
+    "up_block_types": "unet.attention",
     "layers_per_block": "unet.layers",
     "attention_head_dim": "unet.heads",
     "cross_attention_dim": "conditioning.token_width",
@@ -61,11 +61,12 @@ def check_unet(preset: config.Preset, source: Part) -> None:
 
 
 def unet_settings(preset: config.Preset) -> dict[str, Any]:
-    """UNet2DConditionModel's arguments before widening. Four levels are laid out as SD's; fewer attend on every level."""
-    row, levels = preset.unet, len(preset.unet.channels)
-    plain = 1 if levels >= 4 else 0
-    down = ("CrossAttnDownBlock2D",) * (levels - plain) + ("DownBlock2D",) * plain
-    up = ("UpBlock2D",) * plain + ("CrossAttnUpBlock2D",) * (levels - plain)
+    """UNet2DConditionModel's arguments before widening."""
+    row = preset.unet
+    levels = len(row.channels)
+    attention = row.attention or tuple(level < 3 or level < levels - 1 for level in range(levels))
+    down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in attention)
+    up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention))
     pooled = dict(zip(_POOLED, ("projection", preset.conditioning.token_width), strict=True))
     return {
         "sample_size": preset.latent,

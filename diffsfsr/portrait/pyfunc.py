@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffsfsr.portrait.order import Order
-from diffsfsr.portrait.words import WordTable
+from diffsfsr.portrait.words import WORD_TABLE, WordTable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MODEL, WORD_TABLE = "model", "words.parquet"
+MODEL = "model"
 # Column -> MLflow's name of its type, and whether a row needs it. The others are the fields of an order.
 COLUMNS = {
     **{name: ("string", False) for name in ("selfie", "scene", "prompt")},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from diffsfsr import tables
-from diffsfsr.emotions import choose_reference, resolve
+from diffsfsr.emotions import choose_reference, resolve, word_of
 from diffsfsr.errors import InputError
 
 # (word, seed) -> the (16,) embedding that stands for it, and how it was found.
@@ -21,6 +21,10 @@ FacesOf = Callable[[str], tuple[list[str], np.ndarray]]
 
 # One row per labelled face, sorted by face_id: what a word is looked up in where there is no catalogue.
 WORDS = pa.schema([("face_id", pa.string()), ("emotion", pa.string()), ("expression", pa.list_(pa.float32(), 16))])
+WORD_TABLE = "words.parquet"  # what a file of them is called, in a model's folder or beside it
+
+_MOST = 256  # faces of a label that are kept as examples of it: a reference is one of the eight nearest to their mean
+_LEAST = 0.005  # share of the labelled faces below which a label is too weak to be one: on LFW those with a dozen faces
 
 
 def reference(word: str, seed: int, labels: Mapping[str, int], faces_of: FacesOf) -> tuple[np.ndarray, dict[str, Any]]:
@@ -31,6 +35,44 @@ def reference(word: str, seed: int, labels: Mapping[str, int], faces_of: FacesOf
     chosen = choose_reference(vectors, seed=seed)
     facts = {"word": word, "labels": list(resolution.labels), "how": resolution.how, "reference": ids[chosen], "among": len(ids)}
     return vectors[chosen], facts
+
+
+def examples(labels: Sequence[str], vectors: np.ndarray) -> pa.Table:
+    """WORDS of the faces that look most like their own label, to be given away: face ids are running numbers, in an order that tells
+    nothing of the data set.
+
+    A label's examples are the faces whose embedding is nearer to its mean than to any other label's, the nearest _MOST of them:
+    labels are noisy (of LFW's angry faces many smile), and the wrong ones stand out. A label with fewer than _LEAST of the faces is
+    left out, unless its family of words has no other: better a few frightened faces than none.
+
+    Args:
+        labels: a label a face, "" where it has none. vectors: (n, 16), unit length.
+    """
+    named = np.array(labels, dtype=object)
+    strong = _strong({label: int((named == label).sum()) for label in sorted(set(labels) - {""})})
+    means = np.array([vectors[named == label].mean(0) for label in strong]).reshape(len(strong), vectors.shape[1])
+    away = np.linalg.norm(vectors[:, None] - means[None], axis=2)
+    rows: list[dict[str, Any]] = []
+    for column, label in enumerate(strong):
+        own = np.flatnonzero((named == label) & (away.argmin(1) == column))
+        nearest = own[np.argsort(away[own, column], kind="stable")][:_MOST]
+        rows += [{"emotion": label, "expression": vectors[i]} for i in nearest]
+    return tables.from_rows(({"face_id": f"{number:05d}"} | row for number, row in enumerate(rows)), WORDS)
+
+
+def _strong(counts: Mapping[str, int]) -> list[str]:
+    """The labels with enough faces, and those of families that have none with enough."""
+    families = {label: word.primary if (word := word_of(label)) else label for label in counts}
+    enough = {label for label, count in counts.items() if count >= _LEAST * sum(counts.values())}
+    served = {families[label] for label in enough}
+    return [label for label in counts if label in enough or families[label] not in served]
+
+
+def beside(model: Path) -> WordTable | None:
+    """The words that belong to a model: in its folder (one that is shipped, or was trained on from one), or next to it (a registered
+    one)."""
+    found = [path for path in (model / WORD_TABLE, model.parent / WORD_TABLE) if path.is_file()]
+    return WordTable(found[0]) if found else None
 
 
 class WordTable:
@@ -52,6 +94,15 @@ class WordTable:
             vectors.append(row["expression"])
         return {label: (ids, np.array(vectors, np.float32)) for label, (ids, vectors) in by_label.items()}
 
+    @property
+    def labels(self) -> dict[str, int]:
+        """Label -> number of its faces."""
+        return {label: len(ids) for label, (ids, _) in self._rows.items()}
+
+    def faces(self, label: str) -> tuple[list[str], np.ndarray]:
+        """Ids of a label's faces, sorted, and their embeddings (n, 16)."""
+        return self._rows[label]
+
     def reference(self, word: str, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         """As `reference` above, over this file."""
-        return reference(word, seed, {label: len(ids) for label, (ids, _) in self._rows.items()}, self._rows.__getitem__)
+        return reference(word, seed, self.labels, self.faces)

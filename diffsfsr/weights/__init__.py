@@ -11,6 +11,7 @@ names     which words its settings may hold
 
 from diffsfsr.weights.names import SMALL, check_names
 from diffsfsr.weights.needs import (
+    absent_teachers,
     expand,
     files_of,
     refuse_non_commercial,
@@ -31,6 +32,7 @@ __all__ = [
     "ZOO",
     "Entry",
     "Status",
+    "absent_teachers",
     "accepted",
     "check",
     "check_names",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING
 
 from diffsfsr.errors import InputError, did_you_mean
@@ -38,18 +36,16 @@ def used_to_prepare(preset: Preset) -> tuple[str, ...]:
     return tuple(_needed(_asked_to_prepare(preset)))
 
 
+def absent_teachers(preset: Preset) -> tuple[str, ...]:
+    """Those recognisers in objective.identity that this machine has not."""
+    return tuple(name for name in preset.objective.identity if not all(map(find, files_of(name))))
+
+
 def without_absent_teachers(preset: Preset) -> Preset:
-    """The preset with those recognisers in objective.identity that this machine has: training goes on without the others."""
-    here = tuple(name for name in preset.objective.identity if all(map(find, files_of(name))))
-    if here == preset.objective.identity:
-        return preset
-    _tell_absent(tuple(name for name in preset.objective.identity if name not in here))
-    return replace(preset, objective=replace(preset.objective, identity=here))
-
-
-@cache
-def _tell_absent(names: tuple[str, ...]) -> None:
-    print(f"objective.identity: training goes without {', '.join(names)}, whose weights are not here", file=sys.stderr, flush=True)
+    """The preset without them: training goes on with the others."""
+    absent = absent_teachers(preset)
+    here = tuple(name for name in preset.objective.identity if name not in absent)
+    return replace(preset, objective=replace(preset.objective, identity=here)) if absent else preset
 
 
 def used_to_align(data: Data) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ class DiffusionObjective:
         new = inputs.start_from == ""
         self.network = DiffSFSR.from_preset(preset, dims, unet_folder=published) if new else DiffSFSR.from_folder(Path(inputs.start_from))
         self.means = self.data.means()
-        self.network.tokens.set_means({name: self.means[name] for name in dims})
+        if new:
+            self.network.tokens.set_means({name: self.means[name] for name in dims})
+        else:  # a few photographs of one person have that person for a mean, which would take who it is away
+            self.means |= {name: mean for name, mean in self.network.tokens.means().items() if name in dims}
         if preset.training.gradient_checkpointing:
             self.network.unet.enable_gradient_checkpointing()
 
@@ -160,11 +164,14 @@ class DiffusionObjective:
         """A saved DiffSFSRPipeline with the DLN that speaks its expression language and the preset it was trained by."""
         from diffsfsr import config, tables
         from diffsfsr.model.pipeline import DiffSFSRPipeline
+        from diffsfsr.portrait.words import WORD_TABLE, beside
 
         self.autoencoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as safetensors wants it
         DiffSFSRPipeline.from_model(self.network, self.autoencoder, self.preset).save_pretrained(folder)
         self.dln.save(folder / "dln")
         tables.write_json(folder / "preset.json", config.to_dict(self.preset))
+        if self.inputs.start_from and (words := beside(Path(self.inputs.start_from))):  # they are as this DLN sees them
+            shutil.copyfile(words.path, folder / WORD_TABLE)
 
 
 def condition_of(batch: Batch, told: Conditioning) -> Tensor:

@@ -1,0 +1,109 @@
+"""A model out of the state folder into one that stands alone (diffsfsr.portrait.shipped): what the stores know of it goes along."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assets.stores.registry import content_hash
+from assets.stores.workspace import Shard, Workspace, aligned
+from diffsfsr import tables
+from diffsfsr.config import Preset
+from diffsfsr.errors import NotReady
+from diffsfsr.portrait import shipped
+from diffsfsr.portrait.card import Facts, card
+from diffsfsr.portrait.words import examples
+
+_HEAD = ("items", "gallery", "chance_top1", "independent")
+
+
+def export(workspace: Workspace, model: Path, out: Path, by_eye: str = "") -> dict[str, Any]:
+    """Write a saved model to `out`; returns what is in it. `by_eye` is Markdown for the card's known failures.
+
+    Raises NotReady where the model has not been evaluated, or no labelled face is left to look words up by.
+    """
+    shipped.check_place(out)
+    preset, measured = shipped.preset_of(model), evaluations(workspace, model)
+    shards = _trained_on(workspace, model, preset)
+    words = labelled(workspace, shards, model, preset)
+    counts = {label: words["emotion"].to_pylist().count(label) for label in dict.fromkeys(words["emotion"].to_pylist())}
+    told = Facts(preset, _counts(workspace, shards, preset), counts, measured, by_eye)
+    evaluation = {"model": content_hash(model), "preset": preset.name, "words": counts, "measured": measured}
+    size = shipped.write(out, model, words, evaluation, card(told))
+    on = {dataset: list(tasks) for dataset, tasks in measured.items()}
+    return {"folder": str(out), "megabytes": round(size / 1e6, 1), "words": counts, "evaluated_on": on}
+
+
+def evaluations(workspace: Workspace, model: Path) -> dict[str, dict[str, Any]]:
+    """Data set -> task -> head and {mean, low, high, count} of each metric: of the reports that `run evaluate` wrote about this very
+    model, the newest of each task. Raises NotReady where there is none."""
+    content, found = content_hash(model), dict[str, dict[str, Any]]()
+    files = sorted(workspace.home.glob("reports/*/*/report.json"), key=lambda file: file.stat().st_mtime)
+    for file in files:
+        report = json.loads(file.read_text(encoding="utf-8"))
+        facts = report.get("facts", {})
+        if facts.get("model") == content:
+            found.setdefault(facts["data set"], {}).update(report["tasks"])
+    if not found:
+        name = shipped.preset_of(model).name
+        raise NotReady(f"the model in {model} has no evaluation report; run `diffsfsr run evaluate --preset {name}` first")
+    return {dataset: {task: _figures(tasks[task]) for task in sorted(tasks)} for dataset, tasks in sorted(found.items())}
+
+
+def _figures(columns: dict[str, Any]) -> dict[str, Any]:
+    """A task's figures and who judged them, without what that machine lacked."""
+    entries = {name: entry for name, entry in columns.items() if isinstance(entry, dict) and "mean" in entry}
+    head = {name: columns[name] for name in _HEAD if name in columns}
+    judges = {role: told for role, told in columns.get("judges", {}).items() if not told.startswith("missing")}
+    return head | {"judges": judges} | entries
+
+
+def labelled(workspace: Workspace, shards: list[Shard], model: Path, preset: Preset) -> pa.Table:
+    """WORDS of the training faces that have a label, as the shipped encoder sees them. Raises NotReady where there is none."""
+    labels, vectors = [], []
+    encoder = shipped.rounded_dln(model)
+    for part, embeddings in _embedded(workspace, shards, encoder, preset):
+        labels += part
+        vectors.append(embeddings)
+    words = examples(labels, np.concatenate(vectors)) if labels else None
+    if words is None or not len(words):
+        raise NotReady("no training face has an emotion label, by which words are looked up: prepare photographs with a labels.csv")
+    return words
+
+
+def _embedded(workspace: Workspace, shards: list[Shard], encoder: Any, preset: Preset) -> Iterator[tuple[list[str], np.ndarray]]:
+    from assets.embeddings import encode_all
+
+    for shard in shards:
+        faces = tables.read(workspace.file(aligned(preset), shard), ["emotion", "split", "crop", "landmarks"])
+        faces = faces.filter(pc.and_(pc.equal(faces["split"], "train"), pc.not_equal(pc.fill_null(faces["emotion"], ""), "")))
+        if len(faces):
+            yield faces["emotion"].to_pylist(), np.concatenate(list(encode_all(encoder, faces)))
+
+
+def _trained_on(workspace: Workspace, model: Path, preset: Preset) -> list[Shard]:
+    """The shards that a model's run read, by its record; every prepared one where it has none."""
+    ready = [shard for shard in workspace.shards() if workspace.file(aligned(preset), shard).exists()]
+    config = model.parent / "config.json"
+    if not config.is_file():
+        return ready
+    read = [Path(file) for file in json.loads(config.read_text(encoding="utf-8")).get("inputs", {}).get("shards", [])]
+    keys = {(file.parent.parent.name, file.stem) for file in read}
+    return [shard for shard in ready if (shard.dataset, f"{shard.number:04d}") in keys] or ready
+
+
+def _counts(workspace: Workspace, shards: list[Shard], preset: Preset) -> dict[str, tuple[int, int]]:
+    """Data set -> (faces, people) of its training split."""
+    found: dict[str, tuple[int, int]] = {}
+    for name in sorted({shard.dataset for shard in shards}):
+        mine = [shard for shard in shards if shard.dataset == name]
+        rows = workspace.table(aligned(preset), mine, ["split", "person"])
+        people = rows.filter(pc.equal(rows["split"], "train"))["person"].to_pylist()
+        found[name] = len(people), len(set(people))
+    return found

@@ -1,0 +1,118 @@
+"""The model that comes with the package: where it lies, and how such a folder is written.
+
+model_index.json unet/ vae/ tokens/ scheduler/    the saved pipeline, its weights in float16
+dln/                                              the expression encoder, in float16 and without its frozen twin
+preset.json                                       what it was trained by
+words.parquet                                     labelled expressions, as that encoder sees them (diffsfsr.portrait.words)
+evaluation.json README.md                         what was measured of it (and how many words each label has), and its model card
+
+Light on purpose: `diffsfsr emotions` answers from here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffsfsr import config
+from diffsfsr.config import Preset
+from diffsfsr.errors import InputError, NotReady
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from diffsfsr.encoders.dln import Dln
+
+NAME = "starter"  # what it is called where a model is named
+PLACE = Path(__file__).parents[1] / NAME
+LARGEST = 60_000_000  # bytes in all: more does not go into a package
+_CARD, _EVALUATION, _PRESET = "README.md", "evaluation.json", "preset.json"
+
+
+def folder() -> Path | None:
+    """The shipped model's folder: the one that DIFFSFSR_STARTER names, else the package's own; None where there is none."""
+    place = Path(os.environ.get("DIFFSFSR_STARTER") or PLACE)
+    return place.resolve() if (place / _PRESET).is_file() and (place / _EVALUATION).is_file() else None
+
+
+def need() -> Path:
+    """`folder`. Raises NotReady where there is none."""
+    found = folder()
+    if found is None:
+        raise NotReady(f"no model comes with this package (no {_PRESET} in {PLACE}); `diffsfsr export` writes one")
+    return found
+
+
+def labels() -> dict[str, int]:
+    """Label -> faces, of the shipped model's words, without reading them; {} where there is no such model."""
+    found = folder()
+    return json.loads((found / _EVALUATION).read_text(encoding="utf-8"))["words"] if found else {}
+
+
+def preset_of(model: Path) -> Preset:
+    """The preset that a saved model was trained by. Raises InputError where the folder holds no model."""
+    try:
+        return config.from_dict(json.loads((model / _PRESET).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{model} holds no model of this project ({error}): name a folder with preset.json and model_index.json"
+        ) from error
+
+
+def rounded_dln(model: Path) -> Dln:
+    """The expression encoder of a saved model as it is shipped: what words must be embedded by."""
+    from diffsfsr.encoders.dln import Dln
+    from diffsfsr.encoders.frozen import freeze
+
+    return freeze(Dln.load(model / "dln").halved())
+
+
+def check_place(out: Path) -> None:
+    """Raises InputError where a shipped model cannot be written without destroying something else."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: name a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / _EVALUATION).is_file():
+        raise InputError(f"{out} holds something else than an exported model: name a new folder")
+
+
+def write(out: Path, model: Path, words: pa.Table, evaluation: dict[str, Any], card: str) -> int:
+    """Write the folder, whole or not at all; returns its bytes. Raises InputError where these are more than LARGEST."""
+    from diffsfsr import tables
+    from diffsfsr.portrait.words import WORD_TABLE
+    from diffsfsr.training.checkpoints import replace_folder
+
+    def write_parts(part: Path) -> None:
+        version = _networks(part, model)
+        tables.write_json(part / _PRESET, config.to_dict(preset_of(model)))
+        tables.write(part / WORD_TABLE, words, version)
+        tables.write_json(part / _EVALUATION, evaluation)
+        tables.write_text(part / _CARD, card)
+        if (size := _size(part)) > LARGEST:
+            raise InputError(
+                f"the model takes {size / 1e6:.1f} MB, more than the {LARGEST / 1e6:.0f} that may be shipped: use a smaller one"
+            )
+
+    check_place(out)
+    replace_folder(out, write_parts)
+    return _size(out)
+
+
+def _networks(part: Path, model: Path) -> str:
+    """The networks in float16, without a word of where they were; returns the version of the expression encoder."""
+    from diffsfsr.encoders.dln import Dln
+    from diffsfsr.model.autoencoder import LatentAutoencoder
+    from diffsfsr.model.pipeline import DiffSFSRPipeline
+    from diffsfsr.model.unet import DiffSFSR
+
+    autoencoder = LatentAutoencoder.from_pretrained(model / "vae")
+    autoencoder.register_to_config(_name_or_path="")
+    pipeline = DiffSFSRPipeline.from_model(DiffSFSR.from_folder(model).half(), autoencoder.half(), preset_of(model))
+    pipeline.save_pretrained(part)
+    Dln.load(model / "dln").save(part / "dln", half=True)
+    return Dln.load(part / "dln").version  # refuses one whose frozen twin is not the published network
+
+
+def _size(place: Path) -> int:
+    return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())

@@ -1,0 +1,300 @@
+"""A model exported to a folder that stands alone: what is in it, what it makes in an empty home, and when none is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from shell import answer, run
+from synthetic import face_shard, faces
+from test_portraits import TINY, model  # noqa: F401
+
+from assets import shipping
+from assets.portraits import Serving
+from assets.stores.registry import content_hash
+from assets.stores.workspace import Workspace
+from diffsfsr import config, tables
+from diffsfsr.encoders.dln import Dln
+from diffsfsr.errors import InputError, NotReady
+from diffsfsr.face.images import decode, read, to_tensor
+from diffsfsr.model.pipeline import DiffSFSRPipeline
+from diffsfsr.portrait import shipped
+from diffsfsr.portrait.compose import Studio
+from diffsfsr.portrait.words import WORDS, WordTable, beside, examples
+
+ROOT = Path(__file__).resolve().parents[1]
+ENTRY = {"mean": 41.5, "low": 35.25, "high": 48.0, "count": 200}
+LABELS = ["happiness", "neutral", "happiness", "neutral", "happiness", ""]
+
+
+def report(home: Path, model: Path, name: str = "faces-all", **changes: Any) -> Path:  # noqa: F811
+    """A report as `run evaluate` leaves it, cut short."""
+    figures = {"items": 200, "gallery": 250, "chance_top1": 0.4, "judges": {"identity": "reid0095", "fid": "missing: /home/x"}}
+    figures |= {"independent": True, "id_top1": ENTRY, "pose_error": {"mean": None, "low": None, "high": None, "count": 0}}
+    facts = {"data set": "faces", "model": content_hash(model)}
+    file = home / "reports" / "0123456789" / name / "report.json"
+    tables.write_json(file, {"facts": facts, "tasks": {"all": figures}, "slices": {"who": "Ann"}} | changes)
+    return file
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, model: Path, six_people: Path) -> Workspace:  # noqa: F811
+    """A home with six prepared faces, one of them held out, and a report about the model."""
+    home = tmp_path_factory.mktemp("export") / "home"
+    found = Workspace(home)
+    tables.write_json(home / "data" / "faces" / "folder.json", {"folder": str(home)})
+    (home / "data" / "faces" / "sources").mkdir()
+    (home / "data" / "faces" / "sources" / "0000.parquet").touch()
+    file = face_shard(home / "data" / "faces" / f"aligned-{TINY.crop}" / "0000.parquet", faces(six_people, TINY.crop), LABELS)
+    rows = tables.read(file).to_pylist()
+    tables.write(file, tables.from_rows([rows[0] | {"split": "test"}, *rows[1:]], tables.FACES), "one held out")
+    report(home, model)
+    return found
+
+
+@pytest.fixture(scope="module")
+def exported(workspace: Workspace, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    out = tmp_path_factory.mktemp("out") / "starter"
+    shipping.export(workspace, model, out, by_eye="Of 50 portraits 9 were broken.")
+    return out
+
+
+@pytest.fixture
+def newcomer(exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty home, and a package that a model comes with."""
+    monkeypatch.setenv("DIFFSFSR_STARTER", str(exported))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "diffsfsr-home"
+
+
+# --- what is in the folder --------------------------------------------------------------------------------------------
+
+
+def test_the_networks_are_the_trained_ones_in_half_their_bits(exported: Path, model: Path) -> None:  # noqa: F811
+    from safetensors import safe_open
+
+    files = sorted(exported.glob("*/*.safetensors"))
+    assert len(files) == 4
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            assert {tensors.get_tensor(name).dtype for name in tensors.keys()} == {torch.float16}, file
+            assert not any(name.startswith("frozen.") for name in tensors.keys())
+    whole, half = (DiffSFSRPipeline.from_pretrained(folder, dtype=torch.float32) for folder in (model, exported))
+    for part in ("unet", "vae", "tokens"):
+        own, theirs = getattr(whole, part).state_dict(), getattr(half, part).state_dict()
+        assert own.keys() == theirs.keys()
+        for name, value in own.items():
+            assert theirs[name].dtype == torch.float32 and torch.equal(theirs[name], value.half().float()), name
+
+
+def test_a_saved_copy_has_the_same_bits(exported: Path, tmp_path: Path) -> None:
+    pipeline, dln = Studio(exported).pipeline, Dln.load(exported / "dln")
+    pipeline.save_pretrained(tmp_path)
+    dln.save(tmp_path / "dln")
+    again = Studio.__new__(Studio)
+    again.pipeline = DiffSFSRPipeline.from_pretrained(tmp_path, dtype=torch.float32)
+    for part in ("unet", "vae", "tokens"):
+        pairs = zip(getattr(pipeline, part).state_dict().values(), getattr(again.pipeline, part).state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert Dln.load(tmp_path / "dln").version == dln.version
+
+
+def test_the_encoder_reads_its_frozen_twin_from_the_published_file(exported: Path, model: Path) -> None:  # noqa: F811
+    whole, half = Dln.load(model / "dln"), Dln.load(exported / "dln")
+    assert half.version == whole.halved().version != whole.version
+    assert all(torch.equal(a, b) for a, b in zip(whole.frozen.state_dict().values(), half.frozen.state_dict().values(), strict=True))
+
+
+def test_an_encoder_of_another_frozen_twin_is_not_exported(model: Path, tmp_path: Path) -> None:  # noqa: F811
+    dln = Dln.load(model / "dln")
+    with torch.no_grad():
+        dln.frozen.head.weight[0, 0] += 1
+    dln.save(tmp_path, half=True)
+    with pytest.raises(InputError, match="not the one that dln.json"):
+        Dln.load(tmp_path)
+
+
+def test_the_words_are_training_faces_as_the_rounded_encoder_sees_them(exported: Path, workspace: Workspace) -> None:
+    table = tables.read(exported / "words.parquet")
+    assert table.schema.remove_metadata() == WORDS and tables.mark_of(exported / "words.parquet") == Dln.load(exported / "dln").version
+    rows = tables.read(workspace.home / "data" / "faces" / f"aligned-{TINY.crop}" / "0000.parquet").to_pylist()
+    images = to_tensor(np.stack([decode(row["crop"]) for row in rows]))
+    with torch.inference_mode():
+        seen = Dln.load(exported / "dln")(images, torch.tensor([row["landmarks"] for row in rows]).reshape(-1, 68, 2)).numpy()
+    for row in table.to_pylist():
+        nearest = int(np.abs(seen - np.array(row["expression"])).max(1).argmin())
+        assert np.abs(seen[nearest] - row["expression"]).max() < 1e-5 and rows[nearest]["emotion"] == row["emotion"]
+        assert row["face_id"].isdecimal() and rows[nearest]["split"] == "train"
+
+
+def test_nothing_says_where_it_was_made_or_who_is_in_it(exported: Path, workspace: Workspace, model: Path) -> None:  # noqa: F811
+    for file in exported.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            for told in (str(ROOT), str(workspace.home), str(model), str(model.parent.parent), "/home/x", "Ann", "s/0/0"):
+                assert told.encode() not in content, (file, told)
+
+
+def test_the_card_is_one_that_hugging_face_reads(exported: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    text = (exported / "README.md").read_text(encoding="utf-8")
+    head = yaml.safe_load(text.split("---\n")[1])
+    (shown,) = head["model-index"]
+    assert head["library_name"] == "diffusers" and head["pipeline_tag"] == "image-to-image" and head["license"] == "other"
+    (result,) = shown["results"]
+    assert result["metrics"][0]["value"] == 41.5 and "35.25 to 48" in result["metrics"][0]["name"]
+    assert ModelCard(text).data.eval_results[0].metric_type == "id_top1"
+    for part in ("Of 50 portraits 9 were broken.", "41.5 [35.2, 48]", "5 faces of 5 people", "was not recorded"):
+        assert part in text
+    assert json.loads((exported / "evaluation.json").read_text())["measured"]["faces"]["all"]["id_top1"] == ENTRY
+
+
+# --- what is chosen for a word ----------------------------------------------------------------------------------------
+
+
+def test_examples_leave_out_wrong_labels_and_labels_of_few() -> None:
+    rng = np.random.default_rng(0)
+    axes = np.eye(16)
+
+    def near(axis: int, count: int) -> np.ndarray:
+        return axes[axis] + 0.05 * rng.normal(size=(count, 16))
+
+    vectors = np.concatenate([near(0, 600), near(1, 200), near(0, 30), near(2, 3), near(3, 50), near(4, 3)])
+    labels = ["neutral"] * 600 + ["anger"] * 230 + ["disgust"] * 3 + [""] * 50 + ["fear"] * 3  # anger serves for disgust, nothing for fear
+    rows = examples(labels, vectors).to_pylist()
+    assert [row["face_id"] for row in rows] == [f"{i:05d}" for i in range(len(rows))]
+    by_label = {name: np.array([row["expression"] for row in rows if row["emotion"] == name]) for name in {row["emotion"] for row in rows}}
+    assert {label: len(found) for label, found in by_label.items()} == {"neutral": 256, "anger": 200, "fear": 3}
+    assert (by_label["anger"].argmax(1) == 1).all() and (by_label["neutral"].argmax(1) == 0).all()  # the 30 called anger are left out
+    centre = np.array([v for v, label in zip(vectors, labels, strict=True) if label == "neutral"]).mean(0)
+    gaps = np.linalg.norm(vectors[:600] - centre, axis=1)
+    assert np.linalg.norm(by_label["neutral"] - centre, axis=1).max() <= np.sort(gaps)[255] + 1e-5
+    assert len(examples([], np.zeros((0, 16)))) == 0
+
+
+# --- when none is written ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_was_not_evaluated_is_not_exported(workspace: Workspace, model: Path, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(NotReady, match="run evaluate --preset tiny"):
+        shipping.export(Workspace(tmp_path / "home"), model, tmp_path / "out")
+    report(tmp_path / "home", model, facts={"data set": "faces", "model": "another"})
+    with pytest.raises(NotReady, match="run evaluate"):
+        shipping.export(Workspace(tmp_path / "home"), model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_is_written_whole_or_not_at_all(
+    workspace: Workspace,
+    model: Path,  # noqa: F811
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = sum(file.stat().st_size for file in exported.rglob("*") if file.is_file())
+    monkeypatch.setattr(shipped, "LARGEST", size - 1)
+    with pytest.raises(InputError, match="MB, more than"):
+        shipping.export(workspace, model, tmp_path / "out", by_eye="Of 50 portraits 9 were broken.")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="something else"):
+        shipping.export(workspace, model, tmp_path / "mine")
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+# --- a newcomer -------------------------------------------------------------------------------------------------------
+
+
+def test_a_newcomers_first_portrait(newcomer: Path, exported: Path, tom_hanks: Path, astronaut: Path) -> None:
+    made = answer("portrait", "--selfie", str(tom_hanks), "--scene", str(astronaut), "--emotion", "delight", "--out", "p.png")
+    assert made["model_version"] == f"starter-{content_hash(exported)[:8]}" and made["expression"]["labels"] == ["happiness"]
+    assert read(Path("p.png")).shape == read(astronaut).shape and run("verify", "p.png").code == 0
+    assert not newcomer.exists() or not any(p.name in ("mlflow.db", "catalogue") for p in newcomer.iterdir())
+    assert answer("emotions", "delight")["resolution"]["labels"] == ["happiness"]
+    words = ["--through", "joy", "--through", "neutral", "--frames", "2"]
+    travel = answer("travel", "--selfie", str(tom_hanks), "--scene", str(astronaut), *words, "--steps", "1", "--out", "t.png")
+    assert travel["model_version"] == made["model_version"]
+
+
+def test_requests_are_fulfilled_by_it(newcomer: Path, tom_hanks: Path, astronaut: Path) -> None:
+    wish = ("--selfie", str(tom_hanks), "--scene", str(astronaut), "--emotion", "neutral", "--steps", "1")
+    number = answer("request", "add", *wish)["id"]
+    assert answer("run", "generate")["done"] == 1
+    assert answer("request", "show", number)["result"]["model_version"].startswith("starter-")
+    assert not (newcomer / "mlflow.db").exists()
+
+
+def test_doctor_names_it(newcomer: Path, exported: Path) -> None:
+    found = answer("doctor")
+    assert found["state"]["shipped_model"] == str(exported) and not any("no model" in gap["what"] for gap in found["gaps"])
+
+
+def test_without_one_the_message_says_what_to_do(tom_hanks: Path, astronaut: Path) -> None:
+    ran = run("portrait", "--selfie", str(tom_hanks), "--scene", str(astronaut), "--emotion", "joy")
+    assert ran.code == 1 and "run `diffsfsr run train` and `diffsfsr run promote`" in ran.err
+    ran = run("run", "evaluate", "--preset", "tiny", "--model", "shipped")
+    assert ran.code == 1 and "no model comes with this package" in ran.err
+
+
+def test_a_champion_comes_first(model: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    from assets import version
+    from assets.stores.catalogue import Catalogue
+    from assets.stores.registry import Registry
+
+    monkeypatch.setenv("DIFFSFSR_STARTER", str(exported))
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mlartifacts", cache=tmp_path / "models")
+    catalogue = Catalogue(tmp_path / "catalogue")
+    told = version.record(exported, {})
+    with version.beside(told, catalogue, exported) as files:
+        assert WordTable(files / "words.parquet").labels == WordTable(exported / "words.parquet").labels
+        registry.register(exported, registry.open_run("starter", "diffusion"), version.tags(told), files)
+    assert Serving.champion(registry, lambda: catalogue, tmp_path).version.startswith("starter-")  # a challenger is not in service
+    registry.promote(1, "ann", "the first")
+    serving = Serving.champion(registry, lambda: catalogue, tmp_path)
+    assert serving.version == "1"
+    vector, facts = serving.expression("delight", 0)  # the catalogue has no face: the model brings its own
+    assert facts["among"] == beside(exported).labels["happiness"] and np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+    catalogue.upsert_faces(_two_faces(serving.studio.dln.version))
+    found = {word: serving.expression(word, 0)[1] for word in ("delight", "surprise", "neutral")}
+    assert [found[word]["reference"] for word in ("delight", "surprise")] == ["d/0/0", "d/1/0"]
+    assert found["neutral"]["reference"].isdecimal()
+
+
+def _two_faces(version: str) -> Any:
+    import pyarrow as pa
+
+    rows = {"face_id": ["d/0/0", "d/1/0"], "emotion": ["happiness", "surprise"], "expression_version": [version] * 2}
+    return pa.table(rows | {"expression": list(np.eye(16, dtype=np.float32)[:2])})
+
+
+# --- the package ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_wheel_brings_the_model(exported: Path, tmp_path: Path) -> None:
+    import shutil
+
+    tree = tmp_path / "tree"
+    left_out = shutil.ignore_patterns(".git", ".venv", "tests", "docs", "*.egg-info", "build", "starter", ".diffsfsr")
+    shutil.copytree(ROOT, tree, ignore=left_out)
+    shutil.copytree(exported, tree / "diffsfsr" / "starter")
+    code = "import setuptools.build_meta as b; print(b.build_wheel('.'))"
+    made = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, check=True).stdout.split()[-1]
+    inside = {name for name in zipfile.ZipFile(tree / made).namelist() if name.startswith("diffsfsr/starter/")}
+    assert inside == {f"diffsfsr/starter/{p.relative_to(exported).as_posix()}" for p in exported.rglob("*") if p.is_file()}
+
+
+def test_the_models_preset_is_readable(exported: Path, tmp_path: Path) -> None:
+    assert shipped.preset_of(exported) == config.from_dict(json.loads((exported / "preset.json").read_text()))
+    with pytest.raises(InputError, match="holds no model"):
+        shipped.preset_of(tmp_path)
