@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from diffsfsr.face import detail
+
 FEATHER = 0.05  # width of a paste's blend inside the mask, as a share of the crop's side
 
 # --- the canonical crop ---------------------------------------------------------------------------------------------
@@ -133,13 +135,17 @@ def _feathered_region(scene: np.ndarray, matrix: np.ndarray, mask: np.ndarray, f
     top, left, region = _footprint_region(scene, matrix, size, size, 1)
     back = compose(affine(1.0, 1.0, -left, -top), invert_matrix(matrix))
     alpha = cv2.warpAffine(ramp, back, (region.shape[1], region.shape[0]), flags=cv2.INTER_LINEAR, borderValue=0)
-    return top, left, alpha
+    x, y, width, height = cv2.boundingRect((alpha > 0).view(np.uint8))  # about half of the crop's square
+    return top + y, left + x, alpha[y : y + max(height, 1), x : x + max(width, 1)]
 
 
-def paste_back(scene: np.ndarray, crop: np.ndarray, matrix: np.ndarray, mask: np.ndarray, feather: float) -> np.ndarray:
+def paste_back(
+    scene: np.ndarray, crop: np.ndarray, matrix: np.ndarray, mask: np.ndarray, feather: float, seed: int | None = None
+) -> np.ndarray:
     """The scene, HWC uint8, with the masked part of a generated (S, S, 3) uint8 crop in place of its face.
 
-    Blended by `feathered_mask`; wherever that is 0 the result is byte for byte the scene. The arguments are left as they are.
+    Blended by `feathered_mask`; wherever that is 0 the result is byte for byte the scene. A crop that has to be enlarged is given the
+    scene's own sharpness and grain (`detail.matched`) where there is a `seed` to draw the grain from. The arguments are left as they are.
     """
     require_picture(scene)
     if crop.shape[:2] != mask.shape or crop.dtype != np.uint8:
@@ -150,6 +156,9 @@ def paste_back(scene: np.ndarray, crop: np.ndarray, matrix: np.ndarray, mask: np
     painted = _warp(crop, back, height, width).astype(np.float32)
     result = scene.copy()
     region = result[top : top + height, left : left + width]
+    scale = float(np.sqrt(abs(np.linalg.det(back[:, :2]))))
+    if seed is not None and scale > 1:
+        painted = detail.matched(painted, region, alpha, scale, seed).clip(0, 255)
     blend = region + alpha[..., None] * (painted - region)
     region[:] = np.rint(blend).astype(np.uint8)  # exact where alpha is 0
     return result

@@ -63,7 +63,7 @@ class Sitting:
         """The portrait of which the model made `crop` (S, S, 3), pasted into the scene."""
         clock = _Clock()
         with clock.time("paste"):
-            image = paste_back(self.scene, crop, self.target.matrix, self.mask, FEATHER)
+            image = paste_back(self.scene, crop, self.target.matrix, self.mask, FEATHER, self.seed)
         return Portrait(image, crop, self.target, self.timings | timings | clock.seconds, self.outliers)
 
 
