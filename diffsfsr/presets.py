@@ -111,7 +111,7 @@ _LONG_RUNS = (
 _EXPERTS = {  # preset: (autoencoder, DLN, loss decoder)
     "lab": _LONG_RUNS,
     "lab-commercial": _LONG_RUNS,
-    "starter": _LONG_RUNS,
+    "starter": (replace(_LONG_RUNS[0], steps=8000, lr=6e-4, decay_from=5000), *_LONG_RUNS[1:]),  # what it loses, no portrait has
     "demo": (
         replace(_TWO_CORES, steps=220, batch=4, lr=1e-3, warmup=10, decay_from=110, checkpoint_every=75, log_every=10),
         replace(_TWO_CORES, steps=12, batch=6, lr=1e-4, decay_from=6, precision="fp32", checkpoint_every=6, log_every=2),

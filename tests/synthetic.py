@@ -51,6 +51,7 @@ def training_rows(preset: Preset, count: int, landmarks: np.ndarray, people: int
     mask = np.zeros((h, h), np.uint8)
     mask[h // 4 : -(h // 4), h // 4 : -(h // 4)] = 1
     who = rng.normal(size=(people, 128)).astype(np.float32) / 10
+    taught = {f"id_{name}": rng.normal(size=width).astype(np.float32) for name, width in _teachers(preset).items()}
     rows = []
     for i in range(count):
         latent = np.repeat(np.repeat(rng.normal(size=(c, h // 2, h // 2)), 2, 1), 2, 2)
@@ -60,12 +61,20 @@ def training_rows(preset: Preset, count: int, landmarks: np.ndarray, people: int
             | {"latent": latent.astype(np.float16).reshape(-1), "masked_latent": (latent * (1 - mask)).astype(np.float16).reshape(-1)}
             | {"landmarks": landmarks.reshape(-1).astype(np.float32), "id_dlib": who[i % people]}
             | {"expression": (expression / np.linalg.norm(expression)).astype(np.float32)}
+            | taught
         )
     return rows
 
 
+def _teachers(preset: Preset) -> dict[str, int]:
+    """Recognisers that only L_id looks through, and their widths."""
+    from diffsfsr.encoders import load_encoder
+
+    return {name: load_encoder(name).dim for name in preset.objective.identity}
+
+
 def training_shard(path: Path, preset: Preset, rows: list[dict[str, Any]]) -> Path:
-    schema = tables.training_schema(preset.autoencoder.channels, preset.latent, {"dlib": 128}, preset.dln.dim)
+    schema = tables.training_schema(preset.autoencoder.channels, preset.latent, {"dlib": 128} | _teachers(preset), preset.dln.dim)
     tables.write(path, tables.from_rows(rows, schema), "synthetic")
     return path
 

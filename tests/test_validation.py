@@ -18,6 +18,7 @@ from diffsfsr.training.loop import Ema, train
 from diffsfsr.training.objectives import DiffusionObjective
 from diffsfsr.training.run import Inputs, RunDirectory
 from diffsfsr.training.validation import Validation
+from diffsfsr.weights import find
 
 SETTINGS = {
     "training.steps": 4,
@@ -132,3 +133,20 @@ def test_the_network_is_shown_what_training_shows_it(inputs: Inputs) -> None:
         validation._output(torch.device("cpu"))
     shown = torch.cat([validation.cross["masked"], validation.cross["mask"]], 1)
     assert seen and all(torch.equal(z[: len(shown), -shown.shape[1] :], shown) for z in seen)
+
+
+def test_a_recogniser_of_the_loss_alone_conditions_nothing(tmp_path: Path, astronaut: Path) -> None:
+    """Also while looking: the pictures of a run whose L_id has one more recogniser come from the one that conditions."""
+    chosen = preset(training__validate_every=2, objective__identity=["mobileface_v2"], objective__aux_from=0.0)
+    if not find("mobileface_v2"):
+        pytest.skip("mobileface_v2.onnx is not here: DIFFSFSR_WEIGHTS names no folder with it")
+    landmarks = synthetic.faces(astronaut, chosen.crop)[0].crop_landmarks
+    rows = synthetic.training_rows(chosen, 20, landmarks)
+    for i, row in enumerate(rows[8:]):
+        row |= {"split": "test", "person": f"p{4 + i % 4}"}
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    _, reported = learn(tmp_path / "run", chosen, synthetic.diffusion_inputs(folder, chosen, rows))
+    looked = [line for line, picture in reported if picture]
+    assert len(looked) == 2 and all(np.isfinite(line["val_id"]) for line in looked)
+    assert any(line.get("loss_id", 0) > 0 for line, _ in reported)

@@ -29,7 +29,7 @@ class Validation:
         preset = objective.preset
         self.objective, self.preset, self.seed = objective, preset, preset.training.seed
         shards = list(objective.inputs.shards)
-        faces = Triplets(shards, preset.autoencoder.channels, preset.latent, preset.conditioning.identity, split="test")
+        faces = Triplets(shards, preset.autoencoder.channels, preset.latent, tuple(objective.identity), split="test")
         scene, identity, expression = faces.three_people(preset.training.validation_items, self.seed)
         apart = np.ones(len(scene), bool)
         self.cross, self.own = faces.take(scene, identity, expression, apart), faces.take(scene, scene, scene, ~apart)
@@ -76,7 +76,8 @@ class Validation:
         """What the preset's sampler makes of them, (n, 3, S, S) in [-1, 1]."""
         batch, told, s = _to(self.cross, device), self.preset.conditioning, self.preset.sampling
         identity: dict[str, Tensor | None] = {name: batch[f"id_{name}"] for name in told.identity}
-        present = torch.cat([batch["present"], torch.ones_like(batch["present"][:, :1])], 1)
+        present = batch["present"][:, : len(told.identity)]
+        present = torch.cat([present, torch.ones_like(present[:, :1])], 1)
         model_fn = conditioned(self.network, condition_of(batch, told), identity, batch["expression"], present)
         keep = (batch["latent"], batch["mask"]) if told.background == "segmentation" else None
         seeds = range(len(present))
@@ -87,10 +88,11 @@ class Validation:
         names = self.preset.conditioning.identity
         made = {name: self.objective.identity[name](output, batch["landmarks"]) for name in names}
         given = {name: batch[f"id_{name}"] for name in names}
-        present = dict(zip(names, batch["present"].T, strict=True))
+        there = batch["present"][:, : len(names)]
+        present = dict(zip(names, there.T, strict=True))
         identity = losses.identity_loss(made, given, self.network.tokens.means(), present)
         expression = losses.expression_loss(self.objective.dln(output, batch["landmarks"]), batch["expression"])
-        return {"val_id": identity[batch["present"].any(1)].mean().item(), "val_exp": expression.mean().item()}
+        return {"val_id": identity[there.any(1)].mean().item(), "val_exp": expression.mean().item()}
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
