@@ -20,7 +20,7 @@ endif
 
 help:
 	@echo "make setup   the environment in .venv (about 3 GB, some minutes)"
-	@echo "make demo    photographs to portraits through the whole graph; ARGS='--data DIR' for your own"
+	@echo "make demo    portraits at once, then a model's life through the graph; ARGS='--data DIR' for your own photographs"
 	@echo "make test    the default tests; ARGS='-k guard' for some, ARGS='-m slow' for the slow ones"
 	@echo "make lint    ruff and mypy"
 	@echo "make up      Dagster and MLflow on this machine only, until Ctrl-C"

@@ -57,9 +57,16 @@ class Serving:
         except NotReady:
             if registry.champion is not None or (model := shipped.folder()) is None:
                 raise
-            return cls(Studio(model), shipped_version(model), None, folder, words=beside(model))
+            return cls.shipped(model, folder)
         served = Served(folder.parent / "served")
         return cls(Studio(found.folder), str(found.version), catalogue(), folder, served, beside(found.folder))
+
+    @classmethod
+    def shipped(cls, model: Path, folder: Path) -> "Serving":
+        """A model that stands alone, with its own words and no store."""
+        from diffsfsr.portrait.compose import Studio
+
+        return cls(Studio(model), shipped_version(model), None, folder, words=beside(model))
 
     def expression(self, word: str, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         """The (16,) reference embedding that stands for a word, and how it was found."""

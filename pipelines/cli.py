@@ -139,11 +139,12 @@ def parser() -> Parser:
     )
     words = top.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
-    demo = _command(words, "demo", "demo:demo", "photographs to portraits through the whole graph, ending with a page to look at")
+    demo = _command(words, "demo", "demo:demo", "portraits at once, then a model's life through the whole graph, on a page to look at")
     demo.add_argument(
         "--data", metavar="DIR", help="a folder of photographs, or an LFW-style tree; default: pictures that the packages ship"
     )
-    demo.add_argument("--preset", default="demo", help="default: demo")
+    about = "train this one from nothing; default: on from the model that comes with the package, or demo where none does"
+    demo.add_argument("--preset", default="", help=about)
 
     _command(words, "doctor", "doctor:doctor", "what is installed and found here, and what to do about each gap", json=True)
 

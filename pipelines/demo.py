@@ -1,11 +1,10 @@
-"""`diffsfsr demo`: photographs to portraits through the whole graph, ending with a page that shows them side by side."""
+"""`diffsfsr demo`: portraits by the model that comes with the package, then a model's whole life through the graph, on one page."""
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import importlib.util
+import os
 import shutil
 import sys
 import time
@@ -13,69 +12,132 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffsfsr import tables
+from diffsfsr import presets
 from diffsfsr.errors import InputError, NotReady
+from diffsfsr.portrait import shipped
 from diffsfsr.portrait.order import Order
-from diffsfsr.portrait.provenance import verify
 from pipelines.environments import Environment
 from pipelines.operate import Operator
 
+if TYPE_CHECKING:  # it loads what draws reports
+    from pipelines.demo_page import Story
+
 _WHO_IS_WHO = Path(__file__).with_name("demo.csv")
-_SHIPPED = "shipped-pictures"  # the name of the data set made of the pictures that the packages ship
+_GATES = Path(__file__).with_name("demo.toml")
+_PICTURES = "shipped-pictures"  # the name of the data set made of the pictures that the packages ship
+# A minute from the shipped model, on faces that may stand at a picture's edge, and as many items as three people can give.
+_SHORT = {
+    **{"training.steps": "60", "training.batch": "4", "training.warmup": "5", "training.decay_from": "30"},
+    **{"data.max_outside": "0.5", "evaluation.items": "6"},
+}
 
 
 def demo(args: Namespace) -> str:
-    """prepare -> train (short) -> evaluate -> promote -> three requests -> portraits -> a page."""
-    operator = Operator(Environment.current(), args.preset, {})
+    """Portraits at once; then prepare -> champion -> train on -> evaluate -> gates -> three requests. Where no model comes with the
+    package, or a preset is named, the model is trained from nothing and becomes the first champion."""
     folder = Path(args.data) if args.data else None
     if folder and not folder.is_dir():
         raise InputError(f"--data {args.data} is not a folder: give a folder of photographs")
-    stages = _Stages()
-    with stages.of("prepare", "photographs to aligned faces, masks and embeddings"):
-        # The shipped pictures are always there: they carry the expression labels that a folder of one's own may lack.
-        prepared = operator.prepare(_shipped(operator.environment.home), _SHIPPED)
+    from pipelines.demo_page import Story
+
+    story = Story(None if args.preset else shipped.folder())
+    operator = _operator(args, story)
+    pictures = _shipped_pictures(operator.environment.home)
+    if story.model:
+        _show(story, pictures, operator.environment.home)
+    _live(story, operator, pictures, folder)
+    page = _tell(story, operator.environment.home, done=True)
+    if failed := [request for request in story.requests if request.state != "done"]:
+        raise NotReady(f"{len(failed)} of {len(story.requests)} requests failed, one because: {failed[0].reason}; the page is {page}")
+    return f"The demo took {sum(story.seconds.values()):.0f} s\nLook at it: file://{page}"
+
+
+def _operator(args: Namespace, story: Story) -> Operator:
+    """By the shipped model's own preset where there is such a model, and past gates that a few minutes can reach."""
+    if not story.model:
+        return Operator(Environment.current(), args.preset or "demo", {})
+    os.environ.setdefault("DIFFSFSR_GATES", str(_GATES))
+    return Operator(Environment.current(), presets.tuned(shipped.preset_of(story.model).name), _SHORT)
+
+
+@contextmanager
+def _stage(story: Story, name: str, about: str) -> Iterator[None]:
+    """Announces a stage and keeps its time."""
+    print(f"== {name}: {about}", file=sys.stderr, flush=True)
+    started = time.perf_counter()
+    yield
+    story.seconds[name] = time.perf_counter() - started
+    print(f"== {name} took {story.seconds[name]:.0f} s", file=sys.stderr, flush=True)
+
+
+def _tell(story: Story, home: Path, done: bool) -> Path:
+    from pipelines.demo_page import write
+
+    page, story.done = home / "demo" / "index.html", done
+    write(page, story)
+    return page
+
+
+# --- the stages -------------------------------------------------------------------------------------------------------
+
+
+def _show(story: Story, pictures: Path, home: Path) -> None:
+    """What the shipped model can do, to be looked at while the rest is made."""
+    with _stage(story, "portraits", "at once, by the model that comes with the package"):
+        from pipelines.showcase import showcase
+
+        assert story.model
+        story.shown = showcase(story.model, pictures, home / "portraits")
+    page = _tell(story, home, done=False)
+    print(f"Look at them: file://{page} (it is written again when the rest is done)", file=sys.stderr, flush=True)
+
+
+def _live(story: Story, operator: Operator, pictures: Path, folder: Path | None) -> None:
+    """A model's life through the graph."""
+    with _stage(story, "prepare", "photographs to aligned faces, masks and embeddings"):
+        # The packages' pictures are always there: they carry the expression labels that a folder of one's own may lack.
+        story.facts |= operator.prepare(pictures, _PICTURES)
         if folder:
-            prepared = operator.prepare(folder)
-    with stages.of("train", "autoencoder, expression encoder and model, each in a process of its own"):
-        trained = operator.train()
-    with stages.of("evaluate", "three tasks on held-out people"):
-        figures = operator.evaluate()
-    with stages.of("promote", "into the registry, past its check"):
-        promoted = operator.promote()
-    with stages.of("generate", "three queued requests"):
-        requests = [operator.queue.get(i) for i in operator.queue.add_all(order.payload() for order in _orders(operator, folder))]
+            story.facts |= operator.prepare(folder)
+    if story.model:
+        with _stage(story, "champion", "the shipped model, measured and into the registry past the gates"):
+            _judge(story, operator, "shipped")
+    with _stage(story, "train", "a minute from the shipped model" if story.model else "autoencoder, expression encoder and model"):
+        story.facts["training steps"] = _train(operator, story)["steps"]
+    with _stage(story, "evaluate", "three tasks on held-out people, then the gates"):
+        _judge(story, operator, "trained")
+    with _stage(story, "generate", "three queued requests, by the champion"):
+        ids = operator.queue.add_all(order.payload() for order in _orders(operator, pictures, folder))
         operator.generate()
-    ended = [operator.queue.get(request.id) for request in requests]
-    page = operator.environment.home / "demo" / "index.html"
-    facts = {**prepared, "training steps": trained["steps"], "model version": promoted["version"], "champion": promoted["promoted"]}
-    tables.write_whole(page, lambda p: p.write_text(_page(ended, figures, facts, stages.seconds), encoding="utf-8"))
-    failed = [request for request in ended if request.state != "done"]
-    if failed:
-        raise NotReady(f"{len(failed)} of {len(ended)} portraits failed, the first because: {failed[0].reason}; the page is {page}")
-    return f"{len(ended)} portraits in {sum(stages.seconds.values()):.0f} s\nLook at them: file://{page}"
+    story.requests = [operator.queue.get(i) for i in ids]
 
 
-class _Stages:
-    """Announces each stage and keeps its time in seconds."""
+def _train(operator: Operator, story: Story) -> dict[str, Any]:
+    from pipelines.run import tune
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    return tune(operator, shipped.NAME, None) if story.model else operator.train()
 
-    @contextmanager
-    def of(self, name: str, about: str) -> Iterator[None]:
-        print(f"== {name}: {about}", file=sys.stderr, flush=True)
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - started
-        print(f"== {name} took {self.seconds[name]:.0f} s", file=sys.stderr, flush=True)
+
+def _judge(story: Story, operator: Operator, model: str) -> None:
+    """Measure a model, the shipped or the trained one, and put it before the gates."""
+    from pipelines.demo_page import measured
+
+    reports: dict[str, list[Path]] = {}
+    for name, row in operator.evaluate(model).items():
+        reports.setdefault(name.rpartition("/")[0], []).append(Path(row["report"]).with_name("report.json"))
+    for dataset, files in reports.items():
+        story.measured[f"{model}, {dataset}"] = measured(files)
+    story.facts[f"reports on the {model} model"] = files[0].parents[1] / "overview.html"
+    story.verdicts.append(operator.promote(model=model))
+    story.facts["champion"] = f"version {story.verdicts[-1]['champion']}"
 
 
 # --- what goes in -----------------------------------------------------------------------------------------------------
 
 
-def _shipped(home: Path) -> Path:
+def _shipped_pictures(home: Path) -> Path:
     """The packages' own pictures in a folder, with a labels.csv that says who is who and which expression each shows."""
     folder = home / "demo" / "photographs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,16 +155,12 @@ def _shipped(home: Path) -> Path:
     return folder
 
 
-def _orders(operator: Operator, folder: Path | None) -> list[Order]:
-    """Three requests, one of each task: of the pictures shipped, or of three people of a folder of one's own."""
-    shipped = _shipped(operator.environment.home)
+def _orders(operator: Operator, pictures: Path, folder: Path | None) -> list[Order]:
+    """Three requests, one of each task: of the packages' pictures, or of three people of a folder of one's own."""
+    from pipelines.showcase import wishes
+
     if folder is None:
-        selfie, group, portrait = (str(shipped / name) for name in ("Tom_Hanks.png", "six-people.jpg", "astronaut.png"))
-        return [
-            Order("delight", (selfie,), portrait, seed=1),
-            Order("amusement", (portrait,), group, face="2", task="identity", seed=2),
-            Order("neutral", (), portrait, task="expression", seed=3),
-        ]
+        return wishes(pictures)
     photographs = _some_people(operator, folder)
     first, second, third = (photographs * 3)[:3]
     return [
@@ -122,82 +180,3 @@ def _some_people(operator: Operator, folder: Path) -> list[str]:
     if not by_person:
         raise InputError(f"no photograph in {folder} shows exactly one usable face; `diffsfsr faces {folder}` says why")
     return list(by_person.values())[:3]
-
-
-# --- what comes out ---------------------------------------------------------------------------------------------------
-
-_FIGURES = {  # name in a report: as the page shows it
-    "id_top1": "ID top-1 (%)",
-    "id_cosine": "ID cosine",
-    "expression_distance": "Exp",
-    "pose_error": "Pose (degrees)",
-    "mse": "MSE",
-    "failure_rate": "no face found (%)",
-}
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
-figure{display:inline-block;margin:0 1rem 1rem 0;vertical-align:top}img{height:14rem;max-width:100%;border-radius:4px}
-figcaption{color:#555;font-size:.85rem}section{border-top:1px solid #ddd;padding-top:1rem;margin-top:1rem}
-table{border-collapse:collapse;font-size:.9rem}td,th{border:1px solid #ddd;padding:.2rem .6rem;text-align:left}.scroll{overflow-x:auto}
-.note{background:#fff6e0;border-left:4px solid #e0a000;padding:.5rem 1rem}"""
-
-
-def _page(ended: list[Any], figures: dict[str, Any], facts: dict[str, Any], seconds: dict[str, float]) -> str:
-    """The demo's page: it needs no other file."""
-    steps = facts["training steps"]
-    body = [
-        "<h1>DiffSFSR demo</h1>",
-        f'<p class="note">The model behind these portraits was trained for {steps} steps on a handful of photographs, in this run. '
-        "It shows that every stage works, not what the method can do: expect blurred faces.</p>",
-        *(_portrait(request) for request in ended),
-        "<section><h2>Measured on held-out people</h2>",
-        _table(("data set / task", *_FIGURES.values(), "report"), [_measured(name, row) for name, row in figures.items()]),
-        "<p>ID is retrieval among the source pictures, Exp the distance of expression embeddings, both times 100; MSE is of "
-        "self-reconstruction.</p>",
-        "</section><section><h2>How long it took</h2>",
-        _table(("stage", "seconds"), [(name, f"{value:.0f}") for name, value in seconds.items()]),
-        "</section><section><h2>What there is now</h2>",
-        _table(("", ""), [(k, v) for k, v in facts.items()]),
-        "<p><code>diffsfsr up</code> shows the same runs in Dagster and MLflow.</p></section>",
-    ]
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>DiffSFSR demo</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head><body>{"".join(body)}</body></html>\n'
-
-
-def _measured(name: str, row: dict[str, Any]) -> tuple[str, ...]:
-    """A line of the table: the task's own figures, and MSE of the reconstruction that is measured beside it."""
-    task = name.rpartition("/")[2]
-    keys = [f"{'reconstruct' if figure == 'mse' else task}_{figure}" for figure in _FIGURES]
-    return (name, *(f"{row[key]:.3g}" if key in row else "-" for key in keys), row["report"])
-
-
-def _portrait(request: Any) -> str:
-    order = Order.from_payload(request.payload)
-    title = f"{order.emotion}, task {order.task}"
-    if request.state != "done":
-        return f"<section><h2>{html.escape(title)}</h2><p>{html.escape(request.state)}: {html.escape(str(request.reason))}</p></section>"
-    portrait = Path(request.result["portrait"])
-    box = verify(portrait)["scene_face"]["box"]
-    shown = [*((Path(path), "selfie", None) for path in order.selfies), (Path(order.scene), "scene", None)]
-    shown += [(portrait, f"portrait ({request.result['seconds']:.1f} s)", None)]
-    shown += [(Path(order.scene), "the scene's face", box), (portrait, "the portrait's", box)]
-    return f"<section><h2>{html.escape(title)}</h2>{''.join(_figure(*figure) for figure in shown)}</section>"
-
-
-def _figure(path: Path, caption: str, box: dict[str, int] | None) -> str:
-    """A picture inside the page, or what surrounds a face in it, no larger than it is shown."""
-    from diffsfsr.face.images import encode_png, read, resize
-
-    image = read(path)
-    if box:
-        margin = (box["right"] - box["left"]) // 3
-        top, left = max(box["top"] - margin, 0), max(box["left"] - margin, 0)
-        image = image[top : box["bottom"] + margin, left : box["right"] + margin]
-    scale = min(1.0, 448 / image.shape[0])
-    small = resize(image, (round(image.shape[0] * scale), round(image.shape[1] * scale)))
-    source = f"data:image/png;base64,{base64.b64encode(encode_png(small)).decode()}"
-    return f'<figure><img alt="{html.escape(caption)}" src="{source}"><figcaption>{html.escape(caption)}</figcaption></figure>'
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{"".join(f"<th>{html.escape(h)}</th>" for h in head)}</tr>{cells}</table></div>'

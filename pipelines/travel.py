@@ -27,12 +27,13 @@ def travel(args: Namespace) -> Any:
     if wanted.prompt:
         look.need_painter()
     out = look.picture_name(args.out, ENDINGS, tuple(wanted.inputs()))
-    sidecar = _made(wanted, look.champion(), out)
+    sidecar, _ = fulfil(wanted, look.champion(), out)
     return sidecar if args.json else sidecar["portrait"]
 
 
-def _made(wanted: Travel, serving: Serving, out: Path) -> dict[str, Any]:
-    """Writes the picture and its sidecar, which is returned. Every frame starts from the same noise: only the expression moves."""
+def fulfil(wanted: Travel, serving: Serving, out: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Writes the picture and its sidecar; returns this and the frames (HWC uint8). Every frame starts from the same noise: only the
+    expression moves."""
     from diffsfsr.model import sampling
     from diffsfsr.portrait import provenance
     from diffsfsr.portrait import travel as room
@@ -52,7 +53,7 @@ def _made(wanted: Travel, serving: Serving, out: Path) -> dict[str, Any]:
     told = {"stations": [fact | {"frame": frame} for fact, frame in zip(facts, near, strict=True)]}
     sidecar = provenance.sidecar(out, wanted, inputs, told, serving.version, studio, last, time.perf_counter() - started)
     provenance.write(out, sidecar)
-    return sidecar
+    return sidecar, painted
 
 
 def _stations(wanted: Travel, sitting: Sitting, serving: Serving) -> tuple[Any, list[dict[str, Any]]]:

@@ -28,7 +28,8 @@ def test_every_setting_survives_a_change() -> None:
     others: dict[str, Any] = {
         "data.detector": "yunet", "data.landmarks": "facemesh",
         "crop": 256, "mask": "face_unet", "data.face": "largest", "autoencoder.kind": "kl", "conditioning.identity": ["other"],
-        "unet.channels": [32, 64, 96, 128], "unet.heads": [1, 2, 4, 8], "unet.attention": [False, True, True, True], "objective.midpoint": "one-step", "objective.aux_fraction": 0.5,
+        "unet.channels": [32, 64, 96, 128], "unet.heads": [1, 2, 4, 8], "unet.attention": [False, True, True, True],
+        "objective.midpoint": "one-step", "objective.aux_fraction": 0.5,
         "training.precision": "fp32", "training.zero_stage": 3, "sampling.sampler": "unipc",
         "schedule.prediction": "epsilon", "schedule.zero_terminal_snr": True, "conditioning.drop_all": 0.25, "sampling.guidance": 1.0,
         "objective.p_self": 0.25, "training.ema": 0.5, "dln.backbone": "facenet", "dln.triplets": ["blendshapes"],

@@ -3,13 +3,11 @@
 import base64
 import html
 import io
-import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, opened
 from PIL import Image
 from synthetic import faces as aligned_faces
 
@@ -129,41 +127,10 @@ def test_tables_have_headers_and_captions(text):
 
 # --- in a browser -------------------------------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-_SCRIPT = """<script>
-const wrong = [];
-addEventListener("error", e => wrong.push(String(e.message || e.target.outerHTML)), true);
-addEventListener("securitypolicyviolation", e => wrong.push("policy: " + e.blockedURI));
-addEventListener("load", async () => {
-  for (const d of document.querySelectorAll("details")) d.open = true;
-  const pictures = [...document.images];
-  await Promise.all(pictures.map(i => { i.loading = "eager"; return i.decode().catch(e => wrong.push("picture: " + i.alt)); }));
-  const fits = [...document.querySelectorAll("td")].filter(c => c.scrollWidth > c.clientWidth + 1).map(c => c.textContent);
-  parent.postMessage({wrong, fits, pictures: pictures.length, broken: pictures.filter(i => !i.naturalWidth).length,
-    width: innerWidth, needs: document.documentElement.scrollWidth, headings: document.querySelectorAll("h1").length,
-    scrolled: [...document.querySelectorAll(".scroll")].filter(s => s.scrollWidth > s.clientWidth).length}, "*");
-});
-</script>"""
-
-
-def _opened(folder, text, width):
-    """What the page says of itself, opened in a frame of that many pixels; and what stood in the console."""
-    inside = text.replace("style-src", "script-src 'unsafe-inline'; style-src").replace("</head>", _SCRIPT + "</head>")
-    (folder / "inside.html").write_text(inside, encoding="utf-8")
-    frame = f'<iframe src="inside.html" style="width:{width}px;height:800px;border:0"></iframe><pre id="said"></pre>'
-    listen = 'addEventListener("message", e => said.textContent = JSON.stringify(e.data))'
-    (folder / "outside.html").write_text(f"<!doctype html><script>{listen}</script><body>{frame}", encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={folder / 'profile'}"]
-    flags += ["--virtual-time-budget=20000", "--enable-logging=stderr", "--dump-dom"]
-    done = subprocess.run([CHROMIUM, *flags, f"file://{folder}/outside.html"], capture_output=True, text=True, timeout=120)
-    said = re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.S)
-    assert said and said[1], f"the page did not answer: {done.stderr[-2000:]}"
-    return json.loads(html.unescape(said[1])), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine to open the page with")
 def test_a_browser_shows_every_picture_without_an_error_and_a_phone_needs_no_sideways_scroll(tmp_path, text):
-    said, console = _opened(tmp_path, text, 390)
+    said, console = opened(tmp_path, text, 390)
     assert console == [] and said["wrong"] == []
     assert said["broken"] == 0 and said["pictures"] == len(re.findall("<img", text))
     assert said["width"] == 390 >= said["needs"] and said["scrolled"] > 0 and said["headings"] == 1

@@ -10,7 +10,7 @@ from diffsfsr import config, presets, weights
 from diffsfsr.config import Preset
 from diffsfsr.evaluation.report.columns import BY_NAME, COLUMNS, TITLES
 
-_SHOWN = (
+SHOWN = (  # of all that is measured
     *("id_top1", "id_cosine", "id_ratio", "expression_distance", "smile_correlation", "jaw_correlation"),
     *("pose_error", "seam", "failure_rate"),
 )
@@ -145,22 +145,23 @@ def _tables(facts: Facts) -> str:
         "judges' line says so. Each figure is a mean with its 95 % bootstrap interval over items.",
     ]
     for dataset, tasks in facts.measured.items():
-        head = ["task", "items", *(BY_NAME[name].title for name in _SHOWN)]
+        head = ["task", "items", *(BY_NAME[name].title for name in SHOWN)]
         rows = [_row(task, columns) for task, columns in tasks.items()]
         parts.append(f"### {dataset}\n\n{_table([head, ['---'] * len(head), *rows])}")
-        parts.append(_judges(next(iter(tasks.values()))))
+        parts.append(judged(next(iter(tasks.values()))))
     return "\n\n".join(parts)
 
 
-def _judges(columns: Mapping[str, Any]) -> str:
-    told = ", ".join(f"{role} by {name}" for role, name in columns.get("judges", {}).items())
+def judged(columns: Mapping[str, Any]) -> str:
+    """Who judged a task's figures, and among how many photographs."""
+    told = ", ".join(f"{role} by {name}" for role, name in columns.get("judges", {}).items() if not name.startswith("missing"))
     chance = columns.get("chance_top1")
     among = f" Top-1 is among {columns['gallery']} photographs (chance {chance:.2g} %)." if chance else ""
     return f"Judges: {told}.{among}"
 
 
 def _row(task: str, columns: Mapping[str, Any]) -> list[str]:
-    return [TITLES.get(task, task), str(columns["items"]), *(_cell(columns.get(name)) for name in _SHOWN)]
+    return [TITLES.get(task, task), str(columns["items"]), *(_cell(columns.get(name)) for name in SHOWN)]
 
 
 def _cell(entry: Any) -> str:

@@ -38,13 +38,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Figure:
-    """Pictures in rows under named columns. `file` is the name of its PNG, without the ending."""
+    """Pictures in rows under named columns. `file` is the name of its PNG, without the ending. Those of a `large` one are there to be
+    looked at, not compared: as many beside each other as fit, without columns, in whatever shape they have."""
 
     file: str
     title: str
     note: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Shown]]
+    large: bool = False
 
     def sheet(self, cell: int = 96) -> Picture:
         """All of it as one picture without words; grey where there is none."""

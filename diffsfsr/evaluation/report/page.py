@@ -12,8 +12,10 @@ import numpy as np
 
 from diffsfsr.evaluation.report.figures import Figure, Shown
 from diffsfsr.evaluation.report.sheets import Cell, Entry, Line, Section, Sheet, number
+from diffsfsr.face.images import encode_jpeg, resize
 
 SIDE, QUALITY = 160, 80  # of a thumbnail: twice the pixels that a phone lays it out in
+LARGE = 448  # pixels: the longer side of a picture in a large figure
 _SHELL = Path(__file__).with_name("page.html")
 
 
@@ -98,25 +100,32 @@ def _bar(entry: Entry, scale: tuple[float, float] | None) -> str:
 
 
 def _figure(figure: Figure) -> str:
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in figure.columns)
-    rows = "".join("<tr>" + "".join(map(_shown, row)) + "</tr>" for row in figure.rows)
     title = escape(figure.title)
-    table = f'<table class="pictures"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<div class="figure"><h3>{title}</h3><p class="note">{escape(figure.note)}</p>{_scrolled(table, title)}</div>'
+    inside = "".join(map(_flow, figure.rows)) if figure.large else _scrolled(_grid(figure), title)
+    return f'<div class="figure"><h3>{title}</h3><p class="note">{escape(figure.note)}</p>{inside}</div>'
 
 
-def _shown(shown: Shown) -> str:
+def _grid(figure: Figure) -> str:
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in figure.columns)
+    rows = "".join("<tr>" + "".join(f"<td>{_shown(shown, SIDE)}</td>" for shown in row) + "</tr>" for row in figure.rows)
+    return f'<table class="pictures"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _flow(row: Sequence[Shown]) -> str:
+    return f'<div class="flow">{"".join(_shown(shown, LARGE) for shown in row)}</div>'
+
+
+def _shown(shown: Shown, side: int) -> str:
     caption = f"<figcaption>{escape(shown.caption)}</figcaption>" if shown.caption else ""
     if shown.picture is None:
-        return f'<td><figure><span class="nothing">{escape("no picture" if shown.alt else "")}</span>{caption}</figure></td>'
-    source = base64.b64encode(thumbnail(shown.picture)).decode()
-    picture = f'<img alt="{escape(shown.alt)}" width="{SIDE}" height="{SIDE}" loading="lazy" src="data:image/jpeg;base64,{source}">'
-    return f"<td><figure>{picture}{caption}</figure></td>"
+        return f'<figure><span class="nothing">{escape("no picture" if shown.alt else "")}</span>{caption}</figure>'
+    small = thumbnail(shown.picture, side)
+    source, (height, width) = base64.b64encode(encode_jpeg(small, QUALITY)).decode(), small.shape[:2]
+    picture = f'<img alt="{escape(shown.alt)}" width="{width}" height="{height}" loading="lazy" src="data:image/jpeg;base64,{source}">'
+    return f"<figure>{picture}{caption}</figure>"
 
 
-def thumbnail(picture: np.ndarray) -> bytes:
-    """A crop (S, S, 3) uint8 as a JPEG of at most SIDE pixels."""
-    from diffsfsr.face.images import encode_jpeg, resize
-
-    side = min(SIDE, len(picture))
-    return encode_jpeg(resize(picture, (side, side)), QUALITY)
+def thumbnail(picture: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """HWC uint8, its longer side `side` pixels at most."""
+    scale = min(1.0, side / max(picture.shape[:2]))
+    return resize(picture, (max(1, round(picture.shape[0] * scale)), max(1, round(picture.shape[1] * scale))))
