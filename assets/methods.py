@@ -125,9 +125,13 @@ def export(
     pairs = heldout.pair_list(workspace, held, task, preset)
     masks = parser(preset.mask).masks
     if not name:
-        return export_pairs(directory, held.faces, pairs, masks)
+        return export_pairs(directory, held.faces, pairs, masks, preset=preset.name)
     method = maker(name, outputs, dataset, preset)(held.faces, pairs)
-    return export_pairs(directory, held.faces, pairs, masks, lambda i: method([pairs.items[i]], [pairs.seeds[i]])[0])
+
+    def first(i: int) -> Any:
+        return method([pairs.items[i]], [pairs.seeds[i]])[0]
+
+    return export_pairs(directory, held.faces, pairs, masks, first, preset=preset.name)
 
 
 def study(workspace: Workspace, model: Path, page: Path, count: int, dataset: str, task: str, preset: Preset) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def compare(operator: Operator, name: str, outputs: str = "") -> dict[str, Any]:
     if folder and not figures:
         dataset, _, pairs = next(_lists(operator))
         answered(folder, dataset, pairs)  # raises, saying what is looked for
-    return {"method": name, **figures, "next": "`diffsfsr run evaluate` shows it beside the model"}
+    return {"method": name, **figures, "next": f"`diffsfsr run evaluate --preset {operator.preset_name}` shows it beside the model"}
 
 
 def export(operator: Operator, directory: Path, name: str = "", outputs: str = "") -> dict[str, Any]:

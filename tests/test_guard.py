@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,9 @@ class Tree:
         self.environment = {**os.environ, "GUARD_TEST": self.token, "READY": str(self.ready)}
 
     def start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, cwd=ROOT, env=self.environment, start_new_session=True)
+        """Hearing SIGHUP, also where the tests run under nohup: what is ignored is inherited, and the guard lets it stay so."""
+        hears = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+        return subprocess.Popen(command, cwd=ROOT, env=self.environment, start_new_session=True, preexec_fn=hears)
 
     def alive(self) -> list[int]:
         """Every living process that inherited the token."""

@@ -109,7 +109,7 @@ def test_a_baseline_runs_here_and_is_measured_once(operator: Operator, monkeypat
 def test_a_second_stage_gets_the_first_ones_pictures(operator: Operator, sent: Path, tmp_path: Path) -> None:
     answer(sent / "six-all", tmp_path / "first" / "six-all", "identity")
     found = judge.export(operator, tmp_path / "second", "copier", str(tmp_path / "first"))
-    assert found == {str(tmp_path / "second" / "six-all"): {"items": 5, "without_scene": 1}}
+    assert found == {str(tmp_path / "second" / "six-all"): {"items": 5, "of_faces": 6, "without_scene": 1}}
     with open(tmp_path / "second" / "six-all" / "pairs.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["item"] for row in rows] == ["1", "2", "3", "4"]

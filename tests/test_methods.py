@@ -178,7 +178,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_pairs_go_out_and_outputs_come_back(faces: Faces, pairs: PairList, tmp_path: Path) -> None:
     """Another program that knows nothing but the files: it returns each identity image, and of item 1 nothing."""
     sent, made = tmp_path / "lfw-all", tmp_path / "made"
-    assert export_pairs(sent, faces, pairs, parser("hull").masks) == {"items": 3, "without_scene": 0}
+    assert export_pairs(sent, faces, pairs, parser("hull").masks) == {"items": 3, "of_faces": 6, "without_scene": 0}
     made.mkdir()
     for row, answer in zip(rows_of(sent / "pairs.csv"), rows_of(sent / MANIFEST), strict=True):
         if row["item"] != "1":
@@ -205,13 +205,13 @@ def test_what_goes_out_is_what_we_have(faces: Faces, pairs: PairList, tmp_path: 
             np.testing.assert_allclose(landmarks[row[role]].reshape(68, 2), faces.landmarks[i], atol=6e-4)
         assert np.array_equal(read(tmp_path / row["mask"])[..., 0], 255 * hull_mask(faces.landmarks[item.scene], 96))
     note = (tmp_path / "README.txt").read_text(encoding="utf-8")
-    assert pairs.fingerprint in note and "96 x 96" in note and "--outputs" in note
+    assert pairs.fingerprint in note and "96 x 96" in note and "--preset starter --method NAME --outputs" in note
 
 
 def test_the_second_stage_of_a_hybrid_gets_the_first_ones_pictures(faces: Faces, pairs: PairList, tmp_path: Path) -> None:
     blank = np.zeros_like(faces.crops[0])
     first = {0: faces.crops[3], 1: blank, 2: None}
-    assert export_pairs(tmp_path, faces, pairs, parser("hull").masks, first.get) == {"items": 3, "without_scene": 2}
+    assert export_pairs(tmp_path, faces, pairs, parser("hull").masks, first.get) == {"items": 3, "of_faces": 6, "without_scene": 2}
     (row,) = rows_of(tmp_path / "pairs.csv")
     assert row["item"] == "0" and np.array_equal(read(tmp_path / row["scene"]), faces.crops[3])
     assert np.array_equal(read(tmp_path / row["expression"]), faces.crops[2])

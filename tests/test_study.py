@@ -451,3 +451,13 @@ def test_the_key_of_another_study_is_not_lost(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="study.key.json is there already, of study .*: give --out another name"):
         written(tmp_path, seed=1)
     assert (key_of(tmp_path / "study.html").read_bytes(), (tmp_path / "study.html").read_bytes()) == first[::-1]
+
+
+def test_a_table_whose_columns_were_renamed_is_not_read_as_if_questions_were_left_open(tmp_path: Path) -> None:
+    """Else a check of attention would go with its column: who fails it would count."""
+    head = ["study", "participant", "picture", "identity_yes", "expression_yes", "identity", "expression", "realizm", "quality"]
+    (tmp_path / "answers.csv").write_text(",".join(head) + "\ns,p,t,yes,yes,5,5,5,5\n", encoding="utf-8")
+    key = answers.Key("s", "all", "ours", ("ours",), {"t": ("ours", 0)}, {})
+    reading = answers.read_answers([tmp_path / "answers.csv"], key)
+    assert reading.files["damaged"] == 1 and not reading.answers
+    assert "without the column realism (did you mean realizm?)" in reading.notes[0]

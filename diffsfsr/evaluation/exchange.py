@@ -32,16 +32,22 @@ Wanted of each item: the scene with the identity image's person and the expressi
 as the scene's crop is. Put the pictures into a folder as {first}, ... (PNG, or another picture format with `file` changed), with
 {manifest} beside them, and leave `file` empty where the method gave no picture: that counts as a failure. Then
 
-    diffsfsr run evaluate --method NAME --outputs FOLDER
+    diffsfsr run evaluate --preset {preset} --method NAME --outputs FOLDER
 
 where FOLDER holds that folder, called {name} as here, or is that folder itself.
 """
 
 
 def export_pairs(
-    directory: Path, faces: Faces, pairs: PairList, masks: Masks, first: Picked | None = None, find_face: FindFace | None = None
+    directory: Path,
+    faces: Faces,
+    pairs: PairList,
+    masks: Masks,
+    first: Picked | None = None,
+    find_face: FindFace | None = None,
+    preset: str = "starter",
 ) -> dict[str, int]:
-    """Write a pair list for another program; returns how many items, and how many of them have no scene.
+    """Write a pair list for another program; returns how many items, how many faces they are of, and how many have no scene.
 
     With `first`, the scenes are what another method made of the same list: the second stage of a hybrid. An item of which it made no
     picture with a face is left out of pairs.csv; its row of the manifest names no file. Raises InputError where the directory holds
@@ -57,9 +63,10 @@ def export_pairs(
     _write_csv(directory / "pairs.csv", ["item", "seed", *ROLES, "mask"], there)
     blank = [(i, "" if row is None else f"{i:05d}.png", pairs.fingerprint) for i, row in enumerate(rows)]
     _write_csv(directory / MANIFEST, ["item", "file", "pairs"], blank)
-    text = _readme(directory, faces, pairs, first is not None)
+    text = _readme(directory, faces, pairs, first is not None, preset)
     tables.write_whole(directory / "README.txt", lambda path: path.write_text(text, encoding="utf-8"))
-    return {"items": len(rows), "without_scene": len(rows) - len(there)}
+    of_faces = len({face for item in pairs.items for face in (item.scene, item.identity, item.expression)})
+    return {"items": len(rows), "of_faces": of_faces, "without_scene": len(rows) - len(there)}
 
 
 class _Photographs:
@@ -127,7 +134,7 @@ def _require_own(directory: Path, faces: Faces, pairs: PairList) -> None:
             raise InputError(f"{directory} holds other files than those of this pair list: name an empty folder with --export-pairs")
 
 
-def _readme(directory: Path, faces: Faces, pairs: PairList, second: bool) -> str:
+def _readme(directory: Path, faces: Faces, pairs: PairList, second: bool, preset: str) -> str:
     return _README.format(
         count=len(pairs),
         task=pairs.task,
@@ -137,6 +144,7 @@ def _readme(directory: Path, faces: Faces, pairs: PairList, second: bool) -> str
         manifest=MANIFEST,
         first="00000.png, 00001.png",
         name=directory.name,
+        preset=preset,
     )
 
 

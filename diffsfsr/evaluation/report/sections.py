@@ -66,11 +66,14 @@ def _said(task: str, numbers: Numbers, methods: Mapping[str, Numbers]) -> str:
     start = f"{TITLES[task]}: {counted(numbers['items'])}. "
     end = "Every output had a face." if not failed else f"In {number(failed)} % of the outputs no face was found."
     if task == "reconstruct":
-        return start + f"Given one photograph for everything, the pixels come back with a PSNR of {written(numbers['psnr'])} dB. " + end
+        back = f"Given one photograph for everything, the pixels come back with a PSNR of {written(numbers['psnr'])} dB. "
+        return start + (back if numbers["psnr"]["mean"] is not None else "") + end
     beside = [f"chance is {number(numbers['chance_top1'])} %"] if numbers["chance_top1"] else []
-    beside += [f"{told.split(': ')[1]} {number(methods[m]['id_top1']['mean'])} %" for m, told in _BOUNDS.items() if m in methods]
+    known = {m: told for m, told in _BOUNDS.items() if m in methods and methods[m]["id_top1"]["mean"] is not None}
+    beside += [f"{told.split(': ')[1]} {number(methods[m]['id_top1']['mean'])} %" for m, told in known.items()]
     shown = f"The judge took {written(numbers['id_top1'])} % of the outputs for the right person ({'; '.join(beside)}). "
-    return start + shown + f"The head is turned {written(numbers['pose_error'])} degrees away from the scene's. " + end
+    turned = f"The head is turned {written(numbers['pose_error'])} degrees away from the scene's. "
+    return start + shown + (turned if numbers["pose_error"]["mean"] is not None else "") + end
 
 
 def _reading(report: Mapping[str, Any]) -> list[str]:

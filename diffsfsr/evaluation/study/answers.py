@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffsfsr.errors import InputError
+from diffsfsr.errors import InputError, did_you_mean
 from diffsfsr.evaluation.study.page import QUESTIONS, Question
 
 _LARGEST = 20_000_000  # bytes of a file of answers
@@ -135,8 +135,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not text.lstrip().startswith("{"):
         delimiter = ";" if ";" in text.partition("\n")[0] else ","  # as some spreadsheets save it again
         rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
-        if not {"study", "participant", "picture"} <= set(rows.fieldnames or ()):
+        columns = set(rows.fieldnames or ())
+        if not {"study", "participant", "picture"} <= columns:
             raise ValueError("neither JSON nor a CSV with columns study, participant and picture")
+        for lost in (q.name for q in QUESTIONS if q.name not in columns):  # and with it, perhaps, a check of attention
+            raise ValueError(f"a CSV without the column {lost}{did_you_mean(lost, columns)}")
         yield from rows
         return
     data = json.loads(text)

@@ -36,7 +36,7 @@ def study_report(files: Sequence[Path], key_file: Path, seed: int = 0) -> dict[s
     people, standing = _standing(reading, key)
     if not people:
         why = "; ".join(reading.notes[:3]) or ("every participant missed a check" if standing["all"] else "they are empty")
-        raise InputError(f"no answer to study {key.study} is left of {len(files)} files: {why}")
+        raise InputError(f"no answer to study {key.study} is left of {len(files)} file(s): {why}")
     marks = {q.name: _marks(reading, key, people, q.name) for q in QUESTIONS}
     return {
         **{"study": key.study, "task": key.task, "ours": key.ours, "made_nothing": dict(key.made_nothing)},
