@@ -147,7 +147,10 @@ def portrait(args: Namespace) -> Any:
     wanted = order(args)
     out = picture_name(args.out, (".png", ".jpg", ".jpeg", ".webp"), (*wanted.selfies, wanted.scene)) if args.out else None
     from assets.portraits import fulfil
+    from diffsfsr.portrait.sitting import photograph
 
+    for file in filter(None, (*wanted.selfies, wanted.scene)):
+        photograph(file)  # what is no picture is told before a model is loaded
     sidecar, _ = fulfil(wanted, champion(), out)
     return sidecar if args.json else sidecar["portrait"]
 
