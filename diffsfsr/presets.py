@@ -72,8 +72,16 @@ PRESETS: dict[str, Preset] = {
         data=Data(augment=("flip", "colour", "grey", "blur")),
         dln=Dln(triplets=("labels", "landmarks")),
         unet=replace(_SMALL.unet, channels=(96, 160, 224), attention=(False, True, True), scale_shift=True),
-        objective=replace(_SMALL.objective, identity=("mobilefacenet_arcface", "mobileface_v2"), aux_from=0.7),
-        training=replace(_SMALL.training, steps=18_000, batch=16, processes=1, lr=4e-4, decay_from=13_500, validate_every=2000),
+        objective=replace(
+            _SMALL.objective,
+            lambda_id=0.3,
+            lambda_exp=2.0,
+            identity=("mobilefacenet_arcface", "mobileface_v2"),
+            midpoint="one-step",
+            aux_fraction=0.5,
+            aux_from=0.28,
+        ),
+        training=replace(_SMALL.training, steps=18_000, batch=16, processes=1, lr=3e-4, decay_from=13_500, validate_every=1000),
     ),
     "demo": replace(
         _SMALL,
