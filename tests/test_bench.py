@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +98,37 @@ def pair(**changes: Any) -> benches.Pair:
     return benches.Pair(**{**given, "difference": lambda: 0.0, "tolerance": 0.0, "items": 4, "peer_items": 1, **changes})
 
 
-def test_figures_follow_from_known_times() -> None:
+class Clock:
+    """Time that passes only where a call says that it takes some."""
+
+    now = 0.0
+
+    def taking(self, seconds: float, done: Callable[[], object] = object) -> Callable[[], None]:
+        def call() -> None:
+            self.now += seconds
+            done()
+
+        return call
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_figures_follow_from_known_times(clock: Clock) -> None:
     turns: list[str] = []
-    timed = pair(ours=lambda: (time.sleep(0.02), turns.append("ours")), peer=lambda: (time.sleep(0.01), turns.append("peer")))
-    row = bench.measure(timed, 0.2)
-    assert turns == ["ours", "peer"] * row["rounds"] and row["rounds"] >= 3
-    assert row["ms_per_item"] == pytest.approx(5, rel=0.5)  # 20 ms for 4 items
-    assert row["ratio"] == pytest.approx(2, rel=0.5)  # 10 ms for one item of the peer
+    ours, peer = clock.taking(0.02, lambda: turns.append("ours")), clock.taking(0.01, lambda: turns.append("peer"))
+    row = bench.measure(pair(ours=ours, peer=peer), 0.2)
+    assert turns == ["ours", "peer"] * row["rounds"] and row["rounds"] == 7  # of 30 ms each
+    assert row["ms_per_item"] == pytest.approx(5)  # 20 ms for 4 items
+    assert row["ratio"] == pytest.approx(2)  # 10 ms for one item of the peer
 
 
-def test_a_long_call_is_not_repeated_for_ever() -> None:
-    assert bench.measure(pair(ours=lambda: time.sleep(0.1)), 0.01)["rounds"] == 1
+def test_a_long_call_is_not_repeated_for_ever(clock: Clock) -> None:
+    assert bench.measure(pair(ours=clock.taking(0.1), peer=clock.taking(0.01)), 0.01)["rounds"] == 1
 
 
 @pytest.mark.parametrize("difference", [0.5, float("nan"), float("inf")])

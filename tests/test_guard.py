@@ -9,7 +9,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,8 +48,11 @@ class Tree:
 
     def start(self, command: list[str]) -> subprocess.Popen[bytes]:
         """Hearing SIGHUP, also where the tests run under nohup: what is ignored is inherited, and the guard lets it stay so."""
-        hears = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
-        return subprocess.Popen(command, cwd=ROOT, env=self.environment, start_new_session=True, preexec_fn=hears)
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        try:
+            return subprocess.Popen(command, cwd=ROOT, env=self.environment, start_new_session=True)
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     def alive(self) -> list[int]:
         """Every living process that inherited the token."""

@@ -194,7 +194,7 @@ def test_pairs_go_out_and_outputs_come_back(faces: Faces, pairs: PairList, tmp_p
 
 
 def test_what_goes_out_is_what_we_have(faces: Faces, pairs: PairList, tmp_path: Path) -> None:
-    export_pairs(tmp_path, faces, pairs, parser("hull").masks)
+    export_pairs(tmp_path, faces, pairs, parser("hull").masks, preset="lab")
     assert read_pairs(tmp_path / "pairs.parquet", faces) == pairs
     landmarks = {row.pop("file"): np.array([float(v) for v in row.values()]) for row in rows_of(tmp_path / "landmarks.csv")}
     for row, item, seed in zip(rows_of(tmp_path / "pairs.csv"), pairs.items, pairs.seeds, strict=True):
@@ -205,7 +205,7 @@ def test_what_goes_out_is_what_we_have(faces: Faces, pairs: PairList, tmp_path: 
             np.testing.assert_allclose(landmarks[row[role]].reshape(68, 2), faces.landmarks[i], atol=6e-4)
         assert np.array_equal(read(tmp_path / row["mask"])[..., 0], 255 * hull_mask(faces.landmarks[item.scene], 96))
     note = (tmp_path / "README.txt").read_text(encoding="utf-8")
-    assert pairs.fingerprint in note and "96 x 96" in note and "--preset starter --method NAME --outputs" in note
+    assert pairs.fingerprint in note and "96 x 96" in note and "--preset lab --method NAME --outputs" in note
 
 
 def test_the_second_stage_of_a_hybrid_gets_the_first_ones_pictures(faces: Faces, pairs: PairList, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from diffsfsr.evaluation.protocols import ITEMS, MEASURED, Result
 from diffsfsr.evaluation.report import files, numbers, quoted, words
 from diffsfsr.evaluation.report.columns import BY_NAME, COLUMNS
 from diffsfsr.evaluation.report.overview import write_overview
-from diffsfsr.evaluation.report.sections import in_order, sections, table_1, table_3
+from diffsfsr.evaluation.report.sections import _said, in_order, sections, table_1, table_3
 from diffsfsr.evaluation.report.sheets import markdown, number, written
 
 JUDGES = {"identity": "reid0095 (independent of the model; weights aaa)", "expression": "dln (weights bbb)", "pose": "pnp (weights ccc)"}
@@ -312,3 +312,17 @@ def test_every_metric_is_explained_and_stored():
     assert {name for c in COLUMNS for name in c.of} <= set(MEASURED) and all(c.of for c in COLUMNS if c.statistic)
     assert {c.name for c in COLUMNS} - derived <= set(MEASURED) and all(c.meaning.endswith(".") for c in COLUMNS)
     assert set(BY_NAME) == {c.name for c in COLUMNS}
+
+
+def test_a_glance_at_failures_alone_says_nothing_that_was_not_measured() -> None:
+    none = {"mean": None, "low": None, "high": None, "count": 0}
+    numbers = {
+        "items": 6,
+        "chance_top1": None,
+        "failure_rate": {"mean": 100.0},
+        "id_top1": {"mean": 0.0, "low": 0.0, "high": 0.0, "count": 6},
+    }
+    numbers |= {"pose_error": none, "psnr": none}
+    said = _said("all", numbers, {"real-photo": {"id_top1": none}}) + _said("reconstruct", numbers, {})
+    assert "In 100 % of the outputs no face was found." in said
+    assert "turned" not in said and "PSNR" not in said and "another photograph" not in said

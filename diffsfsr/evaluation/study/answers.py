@@ -138,7 +138,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         columns = set(rows.fieldnames or ())
         if not {"study", "participant", "picture"} <= columns:
             raise ValueError("neither JSON nor a CSV with columns study, participant and picture")
-        for lost in (q.name for q in QUESTIONS if q.name not in columns):  # and with it, perhaps, a check of attention
+        lost = next((q.name for q in QUESTIONS if q.name not in columns), None)
+        if lost:  # and with it, perhaps, a check of attention
             raise ValueError(f"a CSV without the column {lost}{did_you_mean(lost, columns)}")
         yield from rows
         return
