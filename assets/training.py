@@ -80,7 +80,7 @@ def trained_model(
             "run": run.path.name,
             "steps": preset.training.steps,
             **final(lines, images_per_second="images_per_second", loss="loss"),
-            "curve": curve(lines, ("loss_dm", "loss_id", "loss_exp", "val_loss_dm", "val_id", "val_exp")),
+            "curve": curve(lines, ("loss_dm", "loss_id", "loss_exp", "loss_perceptual", "val_loss_dm", "val_id", "val_exp")),
             **_validated(run),
         },
         data_version=dg.DataVersion(version),

@@ -96,6 +96,7 @@ class Objective:
 
     lambda_id: float = 0.003
     lambda_exp: float = 0.01
+    lambda_perceptual: float = 0.0  # of what dlib's network sees in a self triplet's face, which has an answer; not in the paper
     identity: tuple[str, ...] = ()  # recognisers that L_id looks through besides those that condition; needed for training alone
     midpoint: Literal["improved", "original", "one-step"] = "improved"
     midpoint_noise: bool = True
@@ -106,6 +107,11 @@ class Objective:
     min_snr: float = 0.0  # gamma, at which a timestep's weight is clipped (Hang et al. 2023); 0: off
     p_self: float = 0.5  # chance of a self triplet
     other_photo: float = 0.0  # chance that a self triplet takes who it shows from another photograph of that person
+
+    @property
+    def sees_faces(self) -> bool:
+        """Whether a loss looks at decoded estimates."""
+        return self.aux_fraction > 0 and max(self.lambda_id, self.lambda_exp, self.lambda_perceptual) > 0
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     *("data.min_face", "data.max_yaw", "data.max_outside", "dln.margin", "dln.margin_one_class", "objective.lambda_id"),
-    *("objective.lambda_exp", "objective.min_snr", "training.warmup", "training.decay_from", "training.weight_decay"),
-    *("training.grad_clip", "training.ahead", "training.validate_every", "sampling.guidance", "evaluation.seed"),
+    *("objective.lambda_exp", "objective.lambda_perceptual", "objective.min_snr", "training.warmup", "training.decay_from"),
+    *("training.weight_decay", "training.grad_clip", "training.ahead", "training.validate_every", "sampling.guidance", "evaluation.seed"),
 )
 
 
@@ -117,7 +117,11 @@ def refuse_bad_combinations(p: Preset) -> None:
         (
             p.trains == "diffusion" and _no_carrier(p),
             f"objective.aux_fraction={p.objective.aux_fraction} of training.batch={p.training.batch} is not one item, so that "
-            "objective.lambda_id and lambda_exp would do nothing",
+            "objective.lambda_id, lambda_exp and lambda_perceptual would do nothing",
+        ),
+        (
+            p.objective.lambda_perceptual > 0 and "dlib" not in (*p.conditioning.identity, *p.objective.identity),
+            f"objective.lambda_perceptual={p.objective.lambda_perceptual} looks through dlib's layers: name dlib in objective.identity",
         ),
         (not 0 <= p.conditioning.slot_dropout < 1, f"conditioning.slot_dropout={p.conditioning.slot_dropout} is not in [0, 1)"),
         (not 0 <= p.conditioning.drop_all < 1, f"conditioning.drop_all={p.conditioning.drop_all} is not in [0, 1)"),
@@ -151,5 +155,4 @@ def refuse_bad_combinations(p: Preset) -> None:
 
 
 def _no_carrier(p: Preset) -> bool:
-    o = p.objective
-    return o.aux_fraction > 0 and (o.lambda_id > 0 or o.lambda_exp > 0) and round(o.aux_fraction * p.training.batch) == 0
+    return p.objective.sees_faces and round(p.objective.aux_fraction * p.training.batch) == 0

@@ -130,6 +130,14 @@ def test_it_is_frozen_and_differentiable_in_the_images(encoder: DlibEncoder) -> 
     assert (gradient[:, :, 20:108, 20:108] != 0).float().mean() > 0.99 and (gradient[:, :, :12] == 0).all()
 
 
+def test_it_tells_what_its_layers_saw(encoder: DlibEncoder) -> None:
+    chips = 255 * torch.rand(2, 3, 150, 150, generator=torch.Generator().manual_seed(0))
+    out, *seen = encoder.net.look(chips)
+    assert torch.equal(out, encoder.net(chips))
+    assert [tuple(x.shape[1:]) for x in seen] == [(32, 35, 35), (32, 35, 35), (64, 17, 17), (128, 8, 8), (256, 4, 4)]
+    assert all(float(x.min()) >= 0 and float(x.std()) > 0 for x in seen)
+
+
 def test_the_gradient_is_the_slope(encoder: DlibEncoder) -> None:
     """Along one direction, in float64, against a central difference."""
     net = DlibResNet().double()

@@ -59,6 +59,14 @@ def test_identity_loss_is_centred() -> None:
     assert float(losses.identity_loss(pred, ref, {"dlib": mean})) == pytest.approx(2.0)
 
 
+def test_perceptual_loss_by_hand() -> None:
+    """Alike, at right angles and opposite in a layer of one position each; a second layer of two positions, one of them alike. How
+    strongly a layer answers does not count."""
+    pred = [torch.tensor([[1.0, 0], [1, 0], [1, 0]]).view(3, 2, 1, 1), torch.tensor([[[1.0, 1], [0, 0]]] * 3).view(3, 2, 1, 2)]
+    ref = [torch.tensor([[5.0, 0], [0, 1], [-2, 0]]).view(3, 2, 1, 1), torch.tensor([[[1.0, 0], [0, 3]]] * 3).view(3, 2, 1, 2)]
+    assert losses.perceptual_loss(pred, ref).tolist() == pytest.approx([0.5, 1.5, 2.5])
+
+
 def test_expression_and_total_by_hand() -> None:
     pred, ref = torch.zeros(2, 16), torch.zeros(2, 16)
     pred[0, 0], pred[1] = 4.0, 0.5

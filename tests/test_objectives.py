@@ -196,6 +196,29 @@ def test_the_terms_are_the_experts_own_words(build: Callable[..., DiffusionObjec
     torch.testing.assert_close(terms["loss"], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_perceptual_loss_is_of_self_triplets_and_their_own_faces(build: Callable[..., DiffusionObjective]) -> None:
+    """Against the layers looked through by hand; a network that knows the answer has none; a cross triplet has no answer."""
+    changes = {"objective__midpoint": "one-step", "objective__aux_fraction": 1.0, "objective__aux_max_t": 999}
+    plain, objective = (build(objective__lambda_perceptual=weight, **changes, **STILL) for weight in (0.0, 0.7))
+    objective.network.load_state_dict(plain.network.state_dict())
+    batch = plain.draw(at())
+    batch["cross"] = torch.tensor([0.0, 1.0] * 3)
+    with torch.no_grad():
+        watch = Watch(plain.network)
+        without, terms = (o.losses(watch, batch, generator(2)) for o in (plain, objective))
+        call = watch.calls[0]
+        a = plain.network.schedule.at(call["t"]).float()
+        made = a.sqrt() * call["z_t"] - (1 - a).sqrt() * plain.network(**call)
+        faces = (objective.autoencoder.decode(z) for z in (made, batch["latent"]))
+        layers = [objective.identity["dlib"].look(face, batch["landmarks"])[1:] for face in faces]
+        expected = losses.perceptual_loss(*layers)[batch["cross"] == 0]
+        known = (a.sqrt() * call["z_t"] - batch["latent"]) / (1 - a).sqrt()
+        right = objective.losses(lambda z_t, t, **conditions: known, batch, generator(2))["loss_perceptual"]
+    torch.testing.assert_close(terms["loss_perceptual"], expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(terms["loss"], without["loss"] + 0.7 * expected.mean(), rtol=1e-4, atol=1e-5)
+    assert "loss_perceptual" not in without and float(right.abs().max()) < 1e-5 < float(expected.min())
+
+
 def test_an_encoder_that_an_item_lacks_does_not_count_for_it() -> None:
     """Two encoders, cosines 0 and -1: both, the first, the second, none."""
     pred = {"a": torch.tensor([[1.0, 0.0]] * 4), "b": torch.tensor([[0.0, 2.0]] * 4)}
@@ -204,10 +227,10 @@ def test_an_encoder_that_an_item_lacks_does_not_count_for_it() -> None:
     assert losses.identity_loss(pred, ref, present=present).tolist() == [1.5, 1.0, 2.0, 0.0]
 
 
-@pytest.mark.parametrize("name", ["loss_id", "loss_exp"])
+@pytest.mark.parametrize("name", ["loss_id", "loss_exp", "loss_perceptual"])
 def test_gradients_reach_the_unet_and_are_right(build: Callable[..., DiffusionObjective], name: str) -> None:
     """Against the finite difference along the gradient itself, through midpoint, decoder and expert; the experts stay frozen."""
-    objective = build(objective__aux_fraction=1.0, **STILL)
+    objective = build(objective__aux_fraction=1.0, objective__lambda_perceptual=1.0, **STILL)
     batch, network = objective.draw(at()), objective.network
 
     def loss() -> Tensor:

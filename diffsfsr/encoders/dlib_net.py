@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +63,19 @@ class DlibResNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, chips: Tensor) -> Tensor:
+        return self.look(chips)[0]
+
+    def look(self, chips: Tensor) -> tuple[Tensor, ...]:
+        """What `forward` gives, then what its layers see on the way there: the activations after the stem, (B, 32, 35, 35), and after
+        each stage but the last, down to (B, 256, 4, 4)."""
         x = ((chips - self.mean / 1000) / 256).to(self.stem.weight.dtype, memory_format=torch.channels_last)
         x = F.max_pool2d(F.relu(self.stem(x)), 3, 2)
-        return self.head(self.blocks(x).mean((2, 3))).to(chips.dtype)
+        seen, ends = [x], set(accumulate(count for _, count, _ in _STAGES[:-1]))
+        for done, block in enumerate(self.blocks, 1):
+            x = block(x)
+            if done in ends:
+                seen.append(x)
+        return self.head(x.mean((2, 3))).to(chips.dtype), *(activation.to(chips.dtype) for activation in seen)
 
     @classmethod
     def from_dat(cls, path: Path) -> DlibResNet:
@@ -94,6 +105,10 @@ class DlibEncoder(nn.Module):
         All descriptors lie near one direction (strangers have a cosine of about 0.84): subtract a mean before any cosine.
         """
         return self.net(dlib_chips(images, landmarks))
+
+    def look(self, images: Tensor, landmarks: Tensor) -> tuple[Tensor, ...]:
+        """What `forward` gives, then the activations that `DlibResNet.look` does."""
+        return self.net.look(dlib_chips(images, landmarks))
 
 
 def dlib_chips(images: Tensor, landmarks: Tensor) -> Tensor:

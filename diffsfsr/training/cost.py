@@ -189,9 +189,7 @@ class Estimate:
 
 def carriers_at_most(p: Preset) -> int:
     """Items of a batch that carry L_id and L_exp where every t allows it. One does in any case: see DiffusionObjective."""
-    o = p.objective
-    off = o.aux_fraction == 0 or (o.lambda_id == 0 and o.lambda_exp == 0)
-    return 0 if off else max(1, round(o.aux_fraction * p.training.batch))
+    return max(1, round(p.objective.aux_fraction * p.training.batch)) if p.objective.sees_faces else 0
 
 
 def carriers_expected(p: Preset) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,6 +53,16 @@ def _centred(embeddings: dict[str, Tensor], means: dict[str, Tensor], name: str)
 def expression_loss(pred: Tensor, ref: Tensor) -> Tensor:
     """Eq. 6: mean square over the expression embedding's dimensions, (B,16) -> (B,)."""
     return (pred - ref).square().mean(-1)
+
+
+def perceptual_loss(pred: Sequence[Tensor], ref: Sequence[Tensor]) -> Tensor:
+    """How far apart two pictures look to a network: its activations (B,C,h,w), layer by layer, each position's scaled to unit length,
+    their squared difference summed over channels, averaged over positions and layers -> (B,), 0 alike to 2 with activations of one sign.
+
+    LPIPS (Zhang et al. 2018) without its learned weights of channels.
+    """
+    terms = [(F.normalize(p, dim=1) - F.normalize(r, dim=1)).square().sum(1).flatten(1).mean(1) for p, r in zip(pred, ref, strict=True)]
+    return torch.stack(terms).mean(0)
 
 
 def total_loss(l_dm: Tensor, l_id: Tensor | None, l_exp: Tensor | None, lambda_id: float, lambda_exp: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,11 @@ from diffsfsr.config import Conditioning, Preset
 from diffsfsr.training import losses
 from diffsfsr.training.data import Batch, Position, Triplets
 from diffsfsr.training.run import Inputs
+
+if TYPE_CHECKING:
+    from diffsfsr.encoders.dlib_net import DlibEncoder
+
+Seen = TypeVar("Seen", Tensor, tuple[Tensor, ...])
 
 
 class DiffusionObjective:
@@ -39,6 +44,7 @@ class DiffusionObjective:
         recognisers = (*preset.conditioning.identity, *preset.objective.identity)
         self.data = Triplets(list(inputs.shards), preset.autoencoder.channels, preset.latent, recognisers)
         self.identity = {name: load_encoder(name) for name in recognisers}
+        self.looks = cast("DlibEncoder", self.identity["dlib"]) if preset.objective.lambda_perceptual else None
         dims = {name: self.identity[name].dim for name in preset.conditioning.identity}
         published = resolve(preset.unet.source).parent if preset.unet.source else None
         new = inputs.start_from == ""
@@ -59,6 +65,7 @@ class DiffusionObjective:
 
     def losses(self, network: Callable[..., Any], batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """'loss_dm' (B,), and 'loss_id', 'loss_exp' of the items that carry them; 'loss' (B,) is Eq. 7 with the means of those.
+        Where objective.lambda_perceptual asks for it, 'loss_perceptual' of the self triplets among them is added to it.
 
         A batch with 'dm_alone' in it, as all are before objective.aux_from, has but the first.
         A face is asked to show what the network was told: an item whose slot is absent or dropped does not carry that loss.
@@ -76,15 +83,18 @@ class DiffusionObjective:
         loss = loss_dm = losses.diffusion_loss(output, target, self._weights(batch))
         if o.min_snr:
             loss = loss_dm * losses.min_snr_weight(self.preset.schedule.prediction, t, schedule, o.min_snr)
-        if "dm_alone" in batch or o.aux_fraction == 0 or (o.lambda_id == 0 and o.lambda_exp == 0):
+        if "dm_alone" in batch or not o.sees_faces:
             return {"loss": loss, "loss_dm": loss_dm}
         carriers = self._carriers(t)
         face = self._midpoint(network, output, z_t, t, inputs, carriers, generator)
         told = inputs["present"][carriers] & (t[carriers] <= o.aux_max_t)[:, None]
-        loss_id, loss_exp = self._face_losses(face, {k: v[carriers] for k, v in batch.items()}, told)
-        asked, shown = told[:, :-1].any(1), told[:, -1]
-        loss = loss + o.lambda_id * _mean(loss_id, asked) + o.lambda_exp * _mean(loss_exp, shown)
-        return {"loss": loss, "loss_dm": loss_dm, "loss_id": loss_id[asked], "loss_exp": loss_exp[shown]}
+        terms = self._face_losses(face, {k: v[carriers] for k, v in batch.items()}, told)
+        answered = (t[carriers] <= o.aux_max_t) & (batch["cross"][carriers] == 0)
+        counted = {"loss_id": told[:, :-1].any(1), "loss_exp": told[:, -1], "loss_perceptual": answered}
+        scales = {"loss_id": o.lambda_id, "loss_exp": o.lambda_exp, "loss_perceptual": o.lambda_perceptual}
+        for name, values in terms.items():
+            loss = loss + scales[name] * _mean(values, counted[name])
+        return {"loss": loss, "loss_dm": loss_dm, **{name: values[counted[name]] for name, values in terms.items()}}
 
     def _move_to(self, device: torch.device) -> None:
         if self.autoencoder.latent_scale.device != device:
@@ -139,22 +149,36 @@ class DiffusionObjective:
         z_0 = MIDPOINTS[o.midpoint](predict_z0, z_t[items], t[items].clamp(max=o.aux_max_t), schedule, generator, o.midpoint_noise)
         return self._through(self.decoder.decode, z_0)
 
-    def _face_losses(self, face: Tensor, batch: Batch, told: Tensor) -> tuple[Tensor, Tensor]:
-        """L_id and L_exp, (n,) each, in float32: the experts' differences are too fine for half precision. told: (n, K+1) bool."""
+    def _face_losses(self, face: Tensor, batch: Batch, told: Tensor) -> dict[str, Tensor]:
+        """L_id, L_exp and, where it counts, the perceptual loss, (n,) each, in float32: the experts' differences are too fine for half
+        precision. told: (n, K+1) bool."""
+        asked, landmarks, looks = self._asked(batch, told), batch["landmarks"], self.looks
+        wanted = self._answer(looks, batch) if looks else []
         with torch.autocast(face.device.type, enabled=False):
-            face = face.float()
-            made = {name: self._through(encoder, face, batch["landmarks"]) for name, encoder in self.identity.items()}
+            face, found, made = face.float(), {}, {}
+            if looks:
+                made[looks.name], *seen = self._through(looks.look, face, landmarks)
+                found["loss_perceptual"] = losses.perceptual_loss(seen, wanted)
+            made |= {name: self._through(encoder, face, landmarks) for name, encoder in self.identity.items() if name not in made}
             given = {name: batch[f"id_{name}"] for name in made}
-            present = dict(zip(made, self._asked(batch, told).T, strict=True))
-            loss_id = losses.identity_loss(made, given, self.means, present)
-            return loss_id, losses.expression_loss(self._through(self.dln, face, batch["landmarks"]), batch["expression"])
+            present = {name: asked[:, k] for k, name in enumerate(self.identity)}
+            found["loss_id"] = losses.identity_loss(made, given, self.means, present)
+            found["loss_exp"] = losses.expression_loss(self._through(self.dln, face, landmarks), batch["expression"])
+        return found
+
+    @torch.no_grad()
+    def _answer(self, looks: DlibEncoder, batch: Batch) -> list[Tensor]:
+        """The layers' activations where a self triplet's estimate is perfect."""
+        real = self.decoder.decode(batch["latent"])
+        with torch.autocast(real.device.type, enabled=False):
+            return list(looks.look(real.float(), batch["landmarks"])[1:])
 
     def _asked(self, batch: Batch, told: Tensor) -> Tensor:
         """(n, R) bool: which recognisers judge an item. One that conditions does where its slot was told, any other where any was."""
         known = len(self.preset.conditioning.identity)
         return torch.cat([told[:, :-1], told[:, :-1].any(1, keepdim=True) & batch["present"][:, known:]], 1)
 
-    def _through(self, frozen: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def _through(self, frozen: Callable[..., Seen], *inputs: Tensor) -> Seen:
         """frozen(*inputs). With training.gradient_checkpointing only the inputs are kept, and the way back computes it again."""
         if not self.preset.training.gradient_checkpointing:
             return frozen(*inputs)
