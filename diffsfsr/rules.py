@@ -124,6 +124,14 @@ def refuse_bad_combinations(p: Preset) -> None:
             f"objective.lambda_perceptual={p.objective.lambda_perceptual} looks through dlib's layers: name dlib in objective.identity",
         ),
         (not 0 <= p.conditioning.slot_dropout < 1, f"conditioning.slot_dropout={p.conditioning.slot_dropout} is not in [0, 1)"),
+        (
+            not 0 <= p.sampling.eta < 1,
+            f"sampling.eta={p.sampling.eta} is not in [0, 1): at 1, rounding takes the root of a negative number",
+        ),
+        (
+            p.sampling.eta > 0 and p.sampling.sampler != "ddim",
+            f"sampling.eta={p.sampling.eta} does nothing with sampling.sampler={p.sampling.sampler}: use ddim",
+        ),
         (not 0 <= p.conditioning.drop_all < 1, f"conditioning.drop_all={p.conditioning.drop_all} is not in [0, 1)"),
         (
             len({*p.conditioning.identity, *p.objective.identity}) < len(p.conditioning.identity) + len(p.objective.identity),

@@ -32,11 +32,12 @@ def test_every_setting_survives_a_change() -> None:
         "objective.midpoint": "one-step", "objective.aux_fraction": 0.5, "objective.lambda_perceptual": 0.2,
         "training.precision": "fp32", "training.zero_stage": 3, "sampling.sampler": "unipc",
         "schedule.prediction": "epsilon", "schedule.zero_terminal_snr": True, "conditioning.drop_all": 0.25, "sampling.guidance": 1.0,
+        "sampling.eta": 0.5,
         "objective.p_self": 0.25, "training.ema": 0.5, "dln.backbone": "facenet", "dln.triplets": ["blendshapes"],
         "conditioning.background": "segmentation", "training.offload": "optimizer", "evaluation.pose": "pnp",
         "objective.aux_from": 0.5, "objective.other_photo": 0.25, "data.augment": ["grey"], "objective.identity": ["dlib-other"],
     }  # fmt: skip
-    start = dataclasses.replace(PRESETS["paper"], schedule=dataclasses.replace(PRESETS["paper"].schedule, prediction="v_prediction"))
+    start = config.override(PRESETS["paper"], {"schedule.prediction": "v_prediction", "sampling.sampler": "ddim"})
     flat = _flat(config.to_dict(start))
     for name, value in flat.items():
         if name in ("name", "trains", "experts"):  # what makes it another preset
@@ -115,6 +116,7 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
     ),
     ("lab", {"objective.aux_fraction": 0.25, "training.batch": 2}, ["objective.aux_fraction=0.25", "training.batch=2"]),
     ("lab", {"objective.lambda_perceptual": 0.5, "conditioning.identity": ["mobileface_v2"]}, ["objective.lambda_perceptual=0.5", "dlib"]),
+    ("lab", {"sampling.eta": 0.5, "sampling.sampler": "dpm-solver++"}, ["sampling.eta=0.5", "sampling.sampler=dpm-solver++"]),
     ("ae-lab", {"training.zero_stage": 3}, ["training.zero_stage=3", "trains=autoencoder"]),
     ("lab", {"training.offload": "all"}, ["training.offload=all", "training.zero_stage=1"]),
     ("lab", {"training.offload": "optimizer", "training.zero_stage": 0}, ["training.offload=optimizer", "training.zero_stage=0"]),
@@ -139,7 +141,7 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
         "training.validation_items": 0, "objective.min_snr": -1.0, "objective.aux_max_t": 0, "training.warmup": -3,
         "training.weight_decay": -1.0, "training.grad_clip": -1.0, "objective.lambda_id": -1.0, "training.decay_from": -5,
         "dln.margin": -3.0, "evaluation.seed": -1, "data.min_face": -1, "data.face": "-3", "sampling.guidance": -3.0,
-        "schedule.steps": 1, "schedule.beta_start": 0.0, "schedule.beta_end": 1.5, "sampling.steps": 5000,
+        "sampling.eta": 1.0, "schedule.steps": 1, "schedule.beta_start": 0.0, "schedule.beta_end": 1.5, "sampling.steps": 5000,
     }.items()],
 ]  # fmt: skip
 

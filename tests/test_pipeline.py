@@ -117,6 +117,17 @@ def test_a_call_is_condition_sample_decode() -> None:
     assert torch.equal(pipe(**given, output_type="latent").images, latents)
 
 
+def test_fresh_noise_is_the_presets_share_and_each_items_own() -> None:
+    plain, given = pipeline(), inputs() | {"guidance": 1.0, "output_type": "latent"}
+    pipe = pipeline(config.override(TINY, {"sampling.eta": 0.8}))
+    made = pipe(**given, seeds=[3, 4]).images
+    assert torch.equal(made, plain(**given, seeds=[3, 4], eta=0.8).images)
+    assert not torch.allclose(made, pipe(**given, seeds=[3, 4], eta=0.0).images)
+    second = {name: value[1:] for name, value in inputs().items() if isinstance(value, Tensor)}
+    second["identity"] = {name: value[1:] for name, value in given["identity"].items()}
+    torch.testing.assert_close(pipe(**(given | second), seeds=[4]).images, made[1:], rtol=1e-4, atol=1e-4)
+
+
 def test_outputs_and_their_ranges() -> None:
     pipe, given = pipeline(), inputs()
     last = [m for m in pipe.vae.net.decoder if isinstance(m, torch.nn.Conv2d)][-1]

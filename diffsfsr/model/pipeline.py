@@ -153,6 +153,7 @@ class DiffSFSRPipeline(DiffusionPipeline):
         expression: Tensor | None = None,
         steps: int | None = None,
         guidance: float | None = None,
+        eta: float | None = None,
         seeds: Sequence[int] | None = None,
         output_type: str = "pt",
         present: Tensor | None = None,
@@ -167,7 +168,7 @@ class DiffSFSRPipeline(DiffusionPipeline):
             scene: (B,3,S,S) in [-1, 1]. mask: (B,1,S,S), 1 on the face.
             identity: encoder name -> (B,D) raw embeddings; an encoder left out is replaced by its null token.
             expression: (B,16) or None. present: (B,K+1) bool, see `ConditionTokens.forward`.
-            steps, guidance: the trained preset's unless given.
+            steps, guidance, eta: the trained preset's unless given; see `sample`.
             seeds: one per item; 0..B-1 unless given. generator: in place of seeds, one for all items in turn, or one per item.
             output_type: pt, np, pil or latent, see `FaceOutput`.
             callback_on_step_end: called after each step as callback(pipe, i, timestep, {"latents": (B,C,h,w)}); of the dict that
@@ -180,6 +181,7 @@ class DiffSFSRPipeline(DiffusionPipeline):
         defaults = config.Sampling(**self.config.sampling)
         steps = defaults.steps if steps is None else steps
         guidance = defaults.guidance if guidance is None else guidance
+        eta = defaults.eta if eta is None else eta
         generators = _per_item(generator, len(scene), seeds)
         seeds = list(range(len(scene)) if seeds is None else seeds)
         self._check(scene, mask, seeds, guidance, output_type, callback_on_step_end_tensor_inputs)
@@ -202,6 +204,7 @@ class DiffSFSRPipeline(DiffusionPipeline):
             keep=self._kept(scene, mask),
             callback=None if callback_on_step_end is None else self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs),
             generators=generators,
+            eta=eta,
         )
         images = latents if output_type == "latent" else self._pictures(latents, output_type)
         return FaceOutput(images=images) if return_dict else (images,)
