@@ -155,6 +155,8 @@ def _take(reading: Reading, line: Mapping[str, Any], key: Key, where: str) -> No
     try:
         if line.get("study") != key.study or not isinstance(participant, str) or not participant or not isinstance(picture, str):
             raise ValueError("it names no participant and picture of this study")
+        if lost := next((q.name for q in QUESTIONS if q.name not in line), None):  # and with it, perhaps, a check of attention
+            raise ValueError(f"it leaves out {lost}: a question left open is null")
         values = {q.name: v for q in QUESTIONS if (v := _value(q, line.get(q.name))) is not None}
     except ValueError as error:
         reading.lines["damaged"] += 1
