@@ -74,8 +74,8 @@ PRESETS: dict[str, Preset] = {
         unet=replace(_SMALL.unet, channels=(96, 160, 224), attention=(False, True, True), scale_shift=True),
         objective=replace(
             _SMALL.objective,
-            lambda_id=0.15,
-            lambda_exp=2.0,
+            lambda_id=0.2,
+            lambda_exp=6.0,
             lambda_perceptual=0.5,
             identity=("mobilefacenet_arcface", "mobileface_v2"),
             midpoint="one-step",
@@ -83,7 +83,7 @@ PRESETS: dict[str, Preset] = {
             p_self=0.75,
         ),
         training=replace(_SMALL.training, steps=18_000, batch=16, lr=3e-4, decay_from=13_500, validate_every=1000),
-        sampling=Sampling(sampler="ddim", steps=25, eta=0.9),
+        sampling=Sampling(sampler="ddim", steps=25, guidance=1.5, eta=0.9),
     ),
     "demo": replace(
         _SMALL,
