@@ -189,7 +189,7 @@ def test_the_papers_row_is_the_papers() -> None:
 
 
 def test_what_is_learned_on_lab_holds_for_starter() -> None:
-    """They share what latents, conditions and schedule are; starter differs by its experts, its views of faces, its length and its sampling."""
+    """They share latents, conditions and schedule; starter differs by its experts, its views of faces, its length and its sampling."""
     starter, lab = PRESETS["starter"], PRESETS["lab"]
     for part in ("crop", "mask", "autoencoder", "schedule", "evaluation"):
         assert getattr(starter, part) == getattr(lab, part)
