@@ -11,6 +11,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,14 @@ import pytest
 from diffsfsr import weights
 from diffsfsr.errors import NotReady
 from pipelines import doctor
+
+
+@pytest.fixture(autouse=True)
+def free_disk(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How much disk the doctor finds: enough, whatever the machine of the tests has left, until a test says less."""
+    free = [100e9]
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: SimpleNamespace(free=free[0]))
+    return free
 
 
 def gaps(found: dict[str, Any]) -> str:
@@ -58,6 +67,13 @@ def test_an_empty_machine_is_described_and_left_empty(tmp_path: Path) -> None:
     assert all(gap["what"] and gap["do"] for gap in found["gaps"])
     text = doctor.doctor(Namespace(json=False))
     assert str(home) in text and "licences accepted for pulling: none" in text
+
+
+def test_little_disk_is_a_gap(free_disk: list[float], tmp_path: Path) -> None:
+    assert "GB are free" not in gaps(doctor.examine())
+    free_disk[0] = 1.5e9
+    found = doctor.examine()
+    assert f"1.5 GB are free at {tmp_path} -> free some disk" in gaps(found) and found["state"]["free_gb"] == 1.5
 
 
 def test_packages_are_those_of_pyproject() -> None:

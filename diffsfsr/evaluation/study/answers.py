@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,8 +138,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         columns = set(rows.fieldnames or ())
         if not {"study", "participant", "picture"} <= columns:
             raise ValueError("neither JSON nor a CSV with columns study, participant and picture")
-        lost = next((q.name for q in QUESTIONS if q.name not in columns), None)
-        if lost:  # and with it, perhaps, a check of attention
+        if lost := _left_out(columns):
             raise ValueError(f"a CSV without the column {lost}{did_you_mean(lost, columns)}")
         yield from rows
         return
@@ -150,12 +149,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         yield {"study": data.get("study"), "participant": data.get("participant"), **(row if isinstance(row, dict) else {})}
 
 
+def _left_out(names: Container[str]) -> str | None:
+    """The first question that is not among some names: with it would go, perhaps, a check of attention."""
+    return next((q.name for q in QUESTIONS if q.name not in names), None)
+
+
 def _take(reading: Reading, line: Mapping[str, Any], key: Key, where: str) -> None:
     participant, picture = line.get("participant"), line.get("picture")
     try:
         if line.get("study") != key.study or not isinstance(participant, str) or not participant or not isinstance(picture, str):
             raise ValueError("it names no participant and picture of this study")
-        if lost := next((q.name for q in QUESTIONS if q.name not in line), None):  # and with it, perhaps, a check of attention
+        if lost := _left_out(line):
             raise ValueError(f"it leaves out {lost}: a question left open is null")
         values = {q.name: v for q in QUESTIONS if (v := _value(q, line.get(q.name))) is not None}
     except ValueError as error:
