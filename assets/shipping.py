@@ -16,6 +16,7 @@ from assets.stores.workspace import Shard, Workspace, aligned
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
+from diffsfsr.evaluation.report.families import TASK as NAMED
 from diffsfsr.portrait import shipped
 from diffsfsr.portrait.card import Facts, card
 from diffsfsr.portrait.words import examples
@@ -29,12 +30,12 @@ def export(workspace: Workspace, model: Path, out: Path, by_eye: str = "") -> di
     Raises NotReady where the model has not been evaluated, or no labelled face is left to look words up by.
     """
     shipped.check_place(out)
-    preset, measured = shipped.preset_of(model), evaluations(workspace, model)
+    preset, measured, named = shipped.preset_of(model), evaluations(workspace, model), named_families(workspace, model)
     shards = _trained_on(workspace, model, preset)
     words = labelled(workspace, shards, model, preset)
     counts = {label: words["emotion"].to_pylist().count(label) for label in dict.fromkeys(words["emotion"].to_pylist())}
-    told = Facts(preset, _counts(workspace, shards, preset), counts, measured, by_eye)
-    evaluation = {"model": content_hash(model), "preset": preset.name, "words": counts, "measured": measured}
+    told = Facts(preset, _counts(workspace, shards, preset), counts, measured, named, by_eye)
+    evaluation = {"model": content_hash(model), "preset": preset.name, "words": counts, "measured": measured, "named": named}
     size = shipped.write(out, model, words, evaluation, card(told))
     on = {dataset: list(tasks) for dataset, tasks in measured.items()}
     return {"folder": str(out), "megabytes": round(size / 1e6, 1), "words": counts, "evaluated_on": on}
@@ -43,17 +44,33 @@ def export(workspace: Workspace, model: Path, out: Path, by_eye: str = "") -> di
 def evaluations(workspace: Workspace, model: Path) -> dict[str, dict[str, Any]]:
     """Data set -> task -> head and {mean, low, high, count} of each metric: of the reports that `run evaluate` wrote about this very
     model, the newest of each task. Raises NotReady where there is none."""
-    content, found = content_hash(model), dict[str, dict[str, Any]]()
-    files = sorted(workspace.home.glob("reports/*/*/report.json"), key=lambda file: file.stat().st_mtime)
-    for file in files:
-        report = json.loads(file.read_text(encoding="utf-8"))
-        facts = report.get("facts", {})
-        if facts.get("model") == content:
-            found.setdefault(facts["data set"], {}).update(report["tasks"])
+    found = dict[str, dict[str, Any]]()
+    for report in _reports(workspace, model):
+        found.setdefault(report["facts"]["data set"], {}).update({k: v for k, v in report["tasks"].items() if k != NAMED})
+    found = {dataset: tasks for dataset, tasks in found.items() if tasks}
     if not found:
         name = shipped.preset_of(model).name
         raise NotReady(f"the model in {model} has no evaluation report; run `diffsfsr run evaluate --preset {name}` first")
     return {dataset: {task: _figures(tasks[task]) for task in sorted(tasks)} for dataset, tasks in sorted(found.items())}
+
+
+def named_families(workspace: Workspace, model: Path) -> dict[str, dict[str, Any]]:
+    """Data set -> `classifier`, and of each word the share of pictures whose family it names, as `run evaluate --words` measured it of this
+    very model: `<word>_output`, `<word>_photograph` and `<word>_ratio` -> {mean, low, high, count}. Empty where it was not."""
+    found = {}
+    for report in _reports(workspace, model):
+        if NAMED in report["tasks"]:
+            found[report["facts"]["data set"]] = {"classifier": report["facts"]["classifier"]} | report["tasks"][NAMED]
+    return found
+
+
+def _reports(workspace: Workspace, model: Path) -> Iterator[dict[str, Any]]:
+    """Those about this very model, the newest last."""
+    content = content_hash(model)
+    for file in sorted(workspace.home.glob("reports/*/*/report.json"), key=lambda file: file.stat().st_mtime):
+        report = json.loads(file.read_text(encoding="utf-8"))
+        if report.get("facts", {}).get("model") == content:
+            yield report
 
 
 def _figures(columns: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ SHOWN = (  # of all that is measured
     *("id_top1", "id_cosine", "id_ratio", "expression_distance", "smile_correlation", "jaw_correlation"),
     *("pose_error", "seam", "failure_rate"),
 )
+NAMED = {"output": "portraits, %", "photograph": "photographs, %", "ratio": "portraits over photographs"}
 _REMARKS = {  # data set -> its licence and the consent of those it shows
     "lfw": "Labeled Faces in the Wild, deep-funneled: press photographs collected for research. They are NOT openly licensed, and the "
     "people in them were not asked. The expression labels are by others (Apache-2.0) and noisy.",
@@ -29,12 +30,14 @@ _TAGS = ["diffusers", "face-generation", "personalization", "facial-expression",
 @dataclass(frozen=True)
 class Facts:
     """What a card tells: the preset of the model, its data set -> (faces, people) that trained it, label -> number of its words,
-    what evaluations measured (data set -> task -> metric -> {mean, low, high, count}), and what somebody saw by eye."""
+    what evaluations measured (data set -> task -> metric -> {mean, low, high, count}), how often a classifier names the family asked for
+    (data set -> `classifier`, `<word>_output`, ... -> the same), and what somebody saw by eye."""
 
     preset: Preset
     trained_on: Mapping[str, tuple[int, int]]
     words: Mapping[str, int]
     measured: Mapping[str, Mapping[str, Any]]
+    named: Mapping[str, Mapping[str, Any]]
     by_eye: str = ""
 
 
@@ -149,7 +152,24 @@ def _tables(facts: Facts) -> str:
         rows = [_row(task, columns) for task, columns in tasks.items()]
         parts.append(f"### {dataset}\n\n{_table([head, ['---'] * len(head), *rows])}")
         parts.append(judged(next(iter(tasks.values()))))
+    parts += [_words(dataset, found) for dataset, found in facts.named.items()]
     return "\n\n".join(parts)
+
+
+def _words(dataset: str, found: Mapping[str, Any]) -> str:
+    """A row a word: how often its portraits are taken for its family, beside photographs with a label of it."""
+    rows = [[name, *(_cell(found.get(f"{name}_{kind}")) for kind in NAMED)] for name in words_of(found)]
+    head = ["word", *NAMED.values()]
+    return (
+        f"### {dataset}, by word\n\n{_table([head, ['---'] * len(head), *rows])}\n\n"
+        f"How often {found['classifier']} takes a portrait for the family of the word that was asked for, and a held-out photograph with a "
+        "label of that word for its own: the classifier errs, and the labels are noisy, so that the one is read beside the other."
+    )
+
+
+def words_of(found: Mapping[str, Any]) -> list[str]:
+    """The words that a classifier was asked about, and their mean last."""
+    return [key.removesuffix("_output") for key in found if key.endswith("_output")]
 
 
 def judged(columns: Mapping[str, Any]) -> str:
