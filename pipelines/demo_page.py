@@ -16,7 +16,7 @@ from diffsfsr.evaluation.report.figures import Figure, Shown
 from diffsfsr.evaluation.report.page import page
 from diffsfsr.evaluation.report.sheets import Cell, Line, Section, Sheet
 from diffsfsr.face.images import read
-from diffsfsr.portrait.card import SHOWN, judged
+from diffsfsr.portrait.card import NAMED, SHOWN, judged, words_of
 from diffsfsr.portrait.order import Order
 from diffsfsr.portrait.provenance import verify
 
@@ -92,9 +92,10 @@ def _record(model: Path | None) -> tuple[list[str], list[Sheet]]:
     """What the evaluation that is shipped with a model says."""
     if model is None:
         return [], []
-    found = json.loads((model / "evaluation.json").read_text(encoding="utf-8"))["measured"]
-    told = [_judged(name, tasks) for name, tasks in found.items()]
-    return [f"Measured before it was shipped, on people that it was not trained on. {' '.join(told)}"], [_sheet(found)]
+    record = json.loads((model / "evaluation.json").read_text(encoding="utf-8"))
+    told = [_judged(name, tasks) for name, tasks in record["measured"].items()]
+    sheets = [_sheet(record["measured"]), *(_by_word(dataset, found) for dataset, found in record["named"].items())]
+    return [f"Measured before it was shipped, on people that it was not trained on. {' '.join(told)}"], sheets
 
 
 def _life(story: Story) -> tuple[list[str], list[Sheet]]:
@@ -118,6 +119,12 @@ def _sheet(found: Mapping[str, Measured]) -> Sheet:
     header = ["Task", *(f"{column.title}, {column.better} is better" for column in shown)]
     lines = [Line("", [name, *(_entry(columns, column.name) for column in shown)]) for name, columns in rows.items()]
     return Sheet("Means with 95 % intervals", header, lines, bars=True)
+
+
+def _by_word(dataset: str, found: Mapping[str, Any]) -> Sheet:
+    """A row a word: how often a classifier takes its portraits for its family, beside photographs."""
+    lines = [Line("", [word, *(_entry(found, f"{word}_{kind}") for kind in NAMED)]) for word in words_of(found)]
+    return Sheet(f"{dataset}: taken for the family of the word by {found['classifier']}", ["Word", *NAMED.values()], lines, bars=True)
 
 
 def _entry(columns: Mapping[str, Any], name: str) -> Cell:

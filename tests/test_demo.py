@@ -58,6 +58,7 @@ def test_the_page_is_there_before_the_rest_is_made(homes: list[Path], exported: 
     assert len(re.findall("<img", text)) == selfies + scenes + results
     assert "neutral (exact)" in text and "amusement (cluster)" in text
     assert "<b>41.5</b> <small>[35.2, 48]</small>" in text and "identity by reid0095" in text  # as evaluation.json has it
+    assert "faces: taken for the family of the word by mini_xception" in text and "<b>0.83</b>" in text
     assert f"starter-{demo_version(homes[0])}" in text
 
 
