@@ -188,6 +188,11 @@ class Preset:
         """h, the side of a latent in positions."""
         return self.crop // 8
 
+    @property
+    def recognisers(self) -> tuple[str, ...]:
+        """Those that condition, in token order, then those that L_id alone looks through."""
+        return (*self.conditioning.identity, *self.objective.identity)
+
 
 # --- strict conversion ----------------------------------------------------------------------------------------------
 

@@ -205,11 +205,6 @@ def preset(name: str) -> Preset:
 
 def embedded_by(p: Preset) -> tuple[str, ...]:
     """The recognisers that a preset's faces are embedded by: an ablation that is told fewer of them shares its basis's tables."""
-    own = _recognisers(p)
-    basis = _recognisers(PRESETS[p.experts]) if p.experts else own
+    own = p.recognisers
+    basis = PRESETS[p.experts].recognisers if p.experts else own
     return basis if set(own) <= set(basis) else own
-
-
-def _recognisers(p: Preset) -> tuple[str, ...]:
-    """Those that condition, then those that only L_id looks through."""
-    return (*p.conditioning.identity, *p.objective.identity)

@@ -120,7 +120,7 @@ def refuse_bad_combinations(p: Preset) -> None:
             "objective.lambda_id, lambda_exp and lambda_perceptual would do nothing",
         ),
         (
-            p.objective.lambda_perceptual > 0 and "dlib" not in (*p.conditioning.identity, *p.objective.identity),
+            p.objective.lambda_perceptual > 0 and "dlib" not in p.recognisers,
             f"objective.lambda_perceptual={p.objective.lambda_perceptual} looks through dlib's layers: name dlib in objective.identity",
         ),
         (not 0 <= p.conditioning.slot_dropout < 1, f"conditioning.slot_dropout={p.conditioning.slot_dropout} is not in [0, 1)"),
@@ -130,11 +130,11 @@ def refuse_bad_combinations(p: Preset) -> None:
         ),
         (
             p.sampling.eta > 0 and p.sampling.sampler != "ddim",
-            f"sampling.eta={p.sampling.eta} does nothing with sampling.sampler={p.sampling.sampler}: use ddim",
+            f"sampling.eta={p.sampling.eta} does nothing with sampling.sampler={p.sampling.sampler}: use ddim, or sampling.eta=0",
         ),
         (not 0 <= p.conditioning.drop_all < 1, f"conditioning.drop_all={p.conditioning.drop_all} is not in [0, 1)"),
         (
-            len({*p.conditioning.identity, *p.objective.identity}) < len(p.conditioning.identity) + len(p.objective.identity),
+            len(set(p.recognisers)) < len(p.recognisers),
             f"conditioning.identity={list(p.conditioning.identity)} and objective.identity={list(p.objective.identity)} name one twice",
         ),
         (len(set(p.data.augment)) < len(p.data.augment), f"data.augment={list(p.data.augment)} names one twice"),

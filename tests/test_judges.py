@@ -78,7 +78,7 @@ def test_batch_equals_one_by_one_and_six_people_differ(judge, six_people):
 def test_any_prefers_an_independent_judge(judge):
     picked = pick_identity_judge("any")
     assert picked.name == "reid0095" and picked.independent and not picked.centred
-    assert not pick_identity_judge("reid0095", conditioning=["dlib", "reid0095"]).independent
+    assert not pick_identity_judge("reid0095", known=["dlib", "reid0095"]).independent
 
 
 @pytest.mark.parametrize(
@@ -98,11 +98,11 @@ def test_any_is_the_first_here_that_does_not_condition_else_the_first_that_does(
 
 def test_without_weights_the_conditioning_encoder_judges_and_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFSFSR_WEIGHTS", str(tmp_path))
-    picked = pick_identity_judge("any", conditioning=["dlib"])
+    picked = pick_identity_judge("any", known=["dlib"])
     assert picked.name == "dlib" and picked.centred and not picked.independent
     assert "NOT independent" in judges.describe(picked)
-    assert pick_identity_judge("dlib", conditioning=["facenet"]).independent
-    assert "independent of the model" in judges.describe(pick_identity_judge("dlib", conditioning=["facenet"]))
+    assert pick_identity_judge("dlib", known=["facenet"]).independent
+    assert "independent of the model" in judges.describe(pick_identity_judge("dlib", known=["facenet"]))
 
 
 def test_missing_and_unknown_judges_are_named(monkeypatch, tmp_path):

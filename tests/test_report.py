@@ -18,7 +18,7 @@ from diffsfsr.evaluation.report.sections import _said, in_order, sections, table
 from diffsfsr.evaluation.report.sheets import markdown, number, written
 
 JUDGES = {"identity": "reid0095 (independent of the model; weights aaa)", "expression": "dln (weights bbb)", "pose": "pnp (weights ccc)"}
-FLATTERED = JUDGES | {"identity": "dlib (NOT independent: it conditions the model, which flatters identity; weights ddd)"}
+FLATTERED = JUDGES | {"identity": "dlib (NOT independent: it conditions or trains the model, which flatters identity; weights ddd)"}
 
 
 def _result(

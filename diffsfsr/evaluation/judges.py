@@ -50,30 +50,31 @@ class EncoderJudge(nn.Module):
         return self.encoder(images, landmarks)
 
 
-def pick_identity_judge(name: str = "any", conditioning: Sequence[str] = ("dlib",)) -> EncoderJudge:
-    """The identity judge of that name; `any`: the first on this machine that is no conditioning encoder, else the first of those.
+def pick_identity_judge(name: str = "any", known: Sequence[str] = ("dlib",)) -> EncoderJudge:
+    """The identity judge of that name; `any`: the first on this machine that the model does not know, else the first of those it does.
 
     Args:
-        conditioning: the encoders that condition or train the model; a judge among them is not independent.
+        known: the recognisers that condition or train the model; a judge among them is not independent.
 
     Raises InputError for an unknown name, NotReady where its weights are not on this machine.
     """
     if name == "any":
-        name = _first(conditioning)
+        name = _first(known)
     if name not in IDENTITY:
         raise InputError(f"unknown identity judge {name!r}{did_you_mean(name, IDENTITY)}; known: any, {', '.join(IDENTITY)}")
-    return EncoderJudge(load_encoder(name), independent=name not in conditioning)
+    return EncoderJudge(load_encoder(name), independent=name not in known)
 
 
-def _first(conditioning: Sequence[str]) -> str:
-    others = [name for name in (*PREFERRED, *IDENTITY) if name not in conditioning]
-    here = (name for name in (*others, *conditioning) if name in IDENTITY and all(map(weights.find, weights.files_of(name))))
+def _first(known: Sequence[str]) -> str:
+    others = [name for name in (*PREFERRED, *IDENTITY) if name not in known]
+    here = (name for name in (*others, *known) if name in IDENTITY and all(map(weights.find, weights.files_of(name))))
     return next(here, "dlib")
 
 
 def describe(judge: IdentityJudge) -> str:
     """One line for a report."""
-    standing = "independent of the model" if judge.independent else "NOT independent: it conditions the model, which flatters identity"
+    flattered = "NOT independent: it conditions or trains the model, which flatters identity"
+    standing = "independent of the model" if judge.independent else flattered
     return f"{judge.name} ({standing}; weights {judge.version[:12]})"
 
 
@@ -137,7 +138,7 @@ def chosen(preset: Preset) -> dict[str, str]:
     fsanet = all(map(weights.find, weights.files_of("fsanet")))
     blendshapes = all(map(weights.find, weights.files_of("blendshapes")))
     return {
-        "identity": _first(preset.conditioning.identity) if e.judge == "any" else e.judge,
+        "identity": _first(preset.recognisers) if e.judge == "any" else e.judge,
         "pose": ("fsanet" if fsanet else "pnp") if e.pose == "any" else e.pose,
         "region": preset.mask,
         "coefficients": "blendshapes" if blendshapes else "",
@@ -156,7 +157,7 @@ def pick_judges(preset: Preset, expression: Judge) -> Judges:
     from diffsfsr.face.pose import pose_estimator
 
     names, absent = chosen(preset), dict[str, str]()
-    identity = pick_identity_judge(names["identity"], preset.conditioning.identity)
+    identity = pick_identity_judge(names["identity"], preset.recognisers)
     pose, coefficients = pose_estimator(names["pose"]), _if_here("coefficients", BlendshapeEncoder, absent)
     identity, expression, pose, coefficients = map(_placed, (identity, expression, pose, coefficients))
     return Judges(identity, expression, pose, parser(names["region"]), coefficients, _if_here("fid", Inception, absent), absent)

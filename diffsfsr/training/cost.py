@@ -100,7 +100,8 @@ class Estimate:
         self._measured: dict[tuple[str, ...], tuple[Any, Work]] = {}
 
     def cost(self, preset: Preset | None = None) -> Cost:
-        """Of the preset itself, or of one that differs only in `objective` and `training` (not in its batch and precision)."""
+        """Of the preset itself, or of one that differs only in `objective` and `training` (not in its batch and precision). What the
+        perceptual loss compares with, a decoded picture without gradients, is not counted: about a fiftieth of a step."""
         p = preset or self.preset
         again, share, most = p.training.gradient_checkpointing, carriers_expected(p) / p.training.batch, carriers_at_most(p)
         network, unet = self._unet(again)
@@ -154,7 +155,7 @@ class Estimate:
         autoencoder, decoding = self._decoder("")
         with self._space:
             encoding = forward_flop(lambda: autoencoder.encode(torch.empty(1, 3, p.crop, p.crop)))
-        experts = sum(work.forward for _, work in self._experts()[0].values())
+        experts = sum(work.forward for name, (_, work) in self._experts()[0].items() if name not in p.objective.identity)
         return encoding + experts + calls * self._unet(p.training.gradient_checkpointing)[1].forward + decoding.forward
 
     # --- its networks ---
@@ -166,9 +167,9 @@ class Estimate:
         return self._work(("decoder", name), partial(parts.decoder, self.preset, name))
 
     def _experts(self) -> tuple[dict[str, tuple[Any, Work]], dict[str, str]]:
-        """The identity encoders and the DLN, and why those of them that are not here could not be counted."""
+        """The recognisers and the DLN, and why those of them that are not here could not be counted."""
         found, absent = {}, {}
-        for name in (*self.preset.conditioning.identity, "dln"):
+        for name in (*self.preset.recognisers, "dln"):
             try:
                 found[name] = self._work(("expert", name), partial(parts.expert, self.preset, name), half=False)
             except (InputError, NotReady) as why:

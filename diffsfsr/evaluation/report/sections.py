@@ -86,7 +86,7 @@ def _reading(report: Mapping[str, Any]) -> list[str]:
         "counts as wrong and the distances have no value."
     ]
     if any(not n["independent"] for n in heads.values()):
-        said.append("The identity judge is NOT independent: it conditions the model, which flatters identity.")
+        said.append("The identity judge is NOT independent: it conditions or trains the model, which flatters identity.")
     said += [f"ID top-1 by chance, of so many source images: {', '.join(chance)}."] if chance else []
     said += [f"Items that lack enough different people: {', '.join(short)}."] if short else []
     return said
