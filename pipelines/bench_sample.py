@@ -36,7 +36,7 @@ def sample(preset: Preset) -> Iterator[Pair]:
         given = Conditions.random(preset, batch)
         call = partial(ours, *given.scene, given.identity, given.expression, seeds=list(range(batch)), output_type="pt")
         text, null = (torch.randn((batch, _PROMPT, preset.conditioning.token_width), device=device(), dtype=kind) for _ in range(2))
-        plain = partial(_plain, peer, text, null, row.steps, row.guidance, output_type="pt")
+        plain = partial(_plain, peer, text, null, row.steps, row.guidance, eta=row.eta, output_type="pt")
         check = partial(difference, preset, batch)
         name = f"{row.steps} steps of {row.sampler}, guidance {row.guidance:g}"
         yield Pair(name, batch, call, "StableDiffusionPipeline, prompt encoded", plain, check, 1e-3, batch, batch, flop)
@@ -98,7 +98,7 @@ def difference(preset: Preset, batch: int) -> float:
 
     ours, peer = pipelines(preset, exact=True)
     given, steps, guidance = Conditions.random(preset, batch), _COMPARED_STEPS, preset.sampling.guidance
-    made = ours(*given.scene, given.identity, given.expression, steps=steps, seeds=list(range(batch)), output_type="latent").images
+    made = ours(*given.scene, given.identity, given.expression, steps=steps, eta=0.0, seeds=list(range(batch)), output_type="latent").images
     there = {name: value.to(device()) for name, value in given.identity.items() if value is not None}
     present = torch.ones((batch, len(ours.tokens.slots)), dtype=torch.bool)
     text, null = (ours.tokens(there, given.expression.to(device()), shown) for shown in (present, ~present))

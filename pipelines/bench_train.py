@@ -22,8 +22,9 @@ from pipelines.benches import Pair, device, faces, here
 def train(preset: Preset) -> Iterator[Pair]:
     """Eq. 7 of a batch of self triplets, backward and AdamW; DeepSpeed around it would cost both sides the same.
 
-    Ours reads latents and embeddings from a shard. The peer has the same network and draws; it encodes pictures and faces in
-    the step, walks Eq. 2 t - s times and leaves attention and memory format as diffusers has them.
+    The auxiliary losses are the paper's, from the first step: the improved midpoint, through the recognisers that condition. Ours reads
+    latents and embeddings from a shard. The peer has the same network and draws; it encodes pictures and faces in the step, walks Eq. 2
+    t - s times and leaves attention and memory format as diffusers has them.
     """
     preset = at_hand(preset)
     with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +38,9 @@ def train(preset: Preset) -> Iterator[Pair]:
 def at_hand(preset: Preset) -> Preset:
     """The preset on new weights with the encoders whose files are here; on a CPU one process with the batch of all."""
     row = preset.training
-    new = {"autoencoder.source": "", "unet.source": "", "dln.source": "", "objective.loss_decoder": "", "objective.p_self": 1.0}
+    new: dict[str, Any] = {"autoencoder.source": "", "unet.source": "", "dln.source": "", "objective.loss_decoder": ""}
+    new |= {"objective.p_self": 1.0, "objective.identity": [], "objective.lambda_perceptual": 0.0}
+    new |= {"objective.midpoint": "improved", "objective.aux_from": 0.0}
     new["dln.backbone"] = preset.dln.backbone if here(preset.dln.backbone) else "dlib"
     new["conditioning.identity"] = [name for name in preset.conditioning.identity if here(name)] or ["dlib"]
     return override(preset, {**new, "training.batch": row.batch if device().type == "cuda" else row.batch * row.processes})

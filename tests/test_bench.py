@@ -27,8 +27,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benches, "CATALOGUE_ROWS", 500)
 
 
-def run(what: str, as_json: bool = True) -> Any:
-    return bench.bench(Namespace(what=what, preset="tiny", set=[], seconds=0.01, json=as_json))
+def run(what: str, as_json: bool = True, changes: tuple[str, ...] = ()) -> Any:
+    return bench.bench(Namespace(what=what, preset="tiny", set=list(changes), seconds=0.01, json=as_json))
 
 
 EXPECTED = {"train": (1, 2e-2), "sample": (2, 1e-3), "catalogue": (3, 1e-4)}  # rows, largest difference
@@ -49,6 +49,16 @@ def test_each_bench_agrees_with_its_peers(what: str, rows: int, tolerance: float
             assert row["peak_mb"] > 50 and row["peer_peak_mb"] > 50 and row["tflops"] > 0
             shares = [operation["share"] for operation in row["profile"]]
             assert shares == sorted(shares, reverse=True) and 0.2 < sum(shares) <= 1.001
+
+
+def test_the_peers_do_the_same_at_the_starters_objective_and_sampling() -> None:
+    """One step, other recognisers and a perceptual loss, from later on; fresh noise in every step."""
+    o, s = presets.preset("starter").objective, presets.preset("starter").sampling
+    changes = [f"objective.identity={json.dumps(o.identity)}", f"objective.midpoint={o.midpoint}", f"objective.aux_from={o.aux_from}"]
+    changes += [f"objective.lambda_perceptual={o.lambda_perceptual}", f"sampling.eta={s.eta}"]
+    for what in ("train", "sample"):
+        for row in run(what, changes=tuple(changes))["rows"]:
+            check(row, EXPECTED[what][1])
 
 
 def check(row: dict[str, Any], tolerance: float) -> None:

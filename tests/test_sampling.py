@@ -447,3 +447,9 @@ def test_a_travel_through_equal_or_opposite_stations_is_safe() -> None:
     for stations, frames in ((torch.stack([a]), 5), (torch.stack([a, b]), 1)):
         with pytest.raises(InputError, match="two stations"):
             s.travel(stations, frames)
+
+
+@pytest.mark.parametrize(("row", "eta"), [(SD, -0.1), (SD, 1.1), (ZERO, 1.0)])
+def test_noise_that_cannot_be_drawn_is_refused(row: config.Schedule, eta: float) -> None:
+    with pytest.raises(InputError, match=f"eta={eta}"):
+        s.sample(gaussian_network(row), (1, 4, 4), s.make_scheduler(row, "ddim"), 10, [0], eta=eta)

@@ -145,10 +145,13 @@ def sample(
         callback: called after each step as callback(i, n, latents), n being the scheduler's timestep; latents that it returns
             go on in their place.
         generators: one per item, in place of seeds. What a stochastic scheduler draws on the way also comes from them.
-        eta: DDIM's share of fresh noise in each step; 0 is deterministic. Schedulers without one take no notice.
+        eta: DDIM's share of fresh noise in each step, 0..1; 0 is deterministic. Below 1 where the last level has no signal, for rounding
+            gives it the root of a negative number. Schedulers without one take no notice.
 
-    Raises: InputError when the scheduler cannot take that many steps.
+    Raises: InputError when the scheduler cannot take that many steps, or for another eta.
     """
+    if not 0 <= eta <= 1 or (eta == 1 and scheduler.config.get("rescale_betas_zero_snr")):
+        raise InputError(f"eta={eta} is not between 0 and 1, nor below 1 where the schedule ends without signal")
     scheduler = type(scheduler).from_config(scheduler.config)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds] if generators is None else list(generators)
     levels = timesteps(scheduler, steps)

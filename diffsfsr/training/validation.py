@@ -81,7 +81,7 @@ class Validation:
         model_fn = conditioned(self.network, condition_of(batch, told), identity, batch["expression"], present)
         keep = (batch["latent"], batch["mask"]) if told.background == "segmentation" else None
         seeds = range(len(present))
-        made = sample(model_fn, batch["latent"].shape[1:], self.scheduler, s.steps, seeds, s.guidance, device, keep=keep)
+        made = sample(model_fn, batch["latent"].shape[1:], self.scheduler, s.steps, seeds, s.guidance, device, keep=keep, eta=s.eta)
         return self.objective.autoencoder.decode(made).float().clamp(-1, 1)
 
     def _distances(self, output: Tensor, batch: Batch) -> dict[str, float]:
