@@ -11,7 +11,7 @@ import dagster as dg
 
 from diffsfsr import config
 from diffsfsr.config import Preset
-from diffsfsr.presets import PRESETS, preset
+from diffsfsr.presets import PRESETS, TUNED, preset
 from diffsfsr.weights import check_names, refuse_non_commercial, without_absent_teachers
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class Settings(dg.ConfigurableResource):
 
     def resolve(self, trains: str = "diffusion") -> Preset:
         """The preset for training that network. The one that was named takes every change, another of its family those of what it
-        is made from, so that the networks fit together. Raises InputError."""
+        is made from, so that the networks fit together. A model that is tuned goes without the recognisers of L_id that this machine
+        lacks, while one that is trained from nothing is not made another by that. Raises InputError."""
         named = preset(self.preset)
         family = self.preset.removeprefix(_PREFIX[named.trains])
         if trains != "diffusion":
@@ -48,7 +49,7 @@ class Settings(dg.ConfigurableResource):
         resolved = config.override(row, changes)
         check_names(resolved)
         refuse_non_commercial(resolved)
-        return without_absent_teachers(resolved)
+        return without_absent_teachers(resolved) if family in TUNED else resolved
 
 
 def _without_a_row(family: Preset, trains: str) -> Preset:

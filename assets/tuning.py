@@ -13,7 +13,6 @@ from assets.stores.workspace import Start, Workspace, family
 from diffsfsr.config import Preset, Unet
 from diffsfsr.errors import InputError
 from diffsfsr.portrait import shipped
-from diffsfsr.portrait.words import WORD_TABLE, beside
 from diffsfsr.training.checkpoints import replace_folder
 
 # What networks are made to and cannot change.
@@ -53,21 +52,16 @@ def _shown(value: Any) -> str:
 
 
 def begin(workspace: Workspace, preset: Preset, model: Path, dataset: str = "") -> Start:
-    """Keep a copy of the model with its words, and make it the one that the preset trains on from, on one data set or on every one.
+    """Keep a copy of the model, and make it the one that the preset trains on from, on one data set or on every one.
 
-    A copy, named by its content: a package that is brought up to date changes no run that began before.
+    A copy, named by its content: a package that is brought up to date changes no run that began before. The words in its folder (one that
+    is shipped has some, of nobody) come along; those beside a registered model are of people here, and stay where `forget` finds them.
     """
     check_fits(preset, model)
     version = content_hash(model)
     folder = workspace.home / "models" / family(preset) / f"start-{version[:8]}"
     if not folder.is_dir():
-        replace_folder(folder, lambda part: _copy(model, part))
+        replace_folder(folder, lambda part: shutil.copytree(model, part, dirs_exist_ok=True))
     start = Start(folder, version, dataset)
     workspace.set_start(preset, start)
     return start
-
-
-def _copy(model: Path, part: Path) -> None:
-    shutil.copytree(model, part, dirs_exist_ok=True)
-    if words := beside(model):
-        shutil.copyfile(words.path, part / WORD_TABLE)

@@ -13,7 +13,7 @@ from typing import Any
 
 from assets.partitions import TASKS
 from assets.stores.workspace import Shard, Workspace, aligned
-from diffsfsr import presets, tables, weights
+from diffsfsr import config, presets, tables, weights
 from diffsfsr.config import Preset
 from diffsfsr.errors import InputError, NotReady
 from pipelines.environments import Environment
@@ -137,8 +137,8 @@ class Operator:
             raise NotReady(
                 f"no faces of {preset.crop} pixels are prepared yet; run `diffsfsr run prepare --preset {preset.name} --data DIR`"
             )
-        if absent := weights.absent_teachers(named):
-            print(f"L_id goes without {', '.join(absent)}, whose weights are not here", file=sys.stderr, flush=True)
+        if absent := set(config.override(named, self.changes).objective.identity) - set(preset.objective.identity):
+            print(f"L_id goes without {', '.join(sorted(absent))}, whose weights are not here", file=sys.stderr, flush=True)
         self.run("experts")
         while self._encode(preset, self._aligned(preset)):
             pass  # a data set that arrives meanwhile is taken along

@@ -53,6 +53,7 @@ def test_it_starts_from_the_models_weights_and_centre(exported: Path, six_people
     want = weights_of(exported)
     assert all(torch.equal(value, want[name]) for name, value in objective.network.state_dict().items())
     centre = want["tokens.mean_dlib"]
+    assert objective.means.keys() == {"dlib"}  # a recogniser of L_id alone has no mean but that of the photographs
     assert torch.equal(objective.means["dlib"], centre) and not torch.allclose(objective.data.means()["dlib"], centre)
     objective.save(tmp_path / "model")
     words = beside(tmp_path / "model")
@@ -73,7 +74,7 @@ def test_a_model_of_other_networks_is_refused(exported: Path) -> None:  # noqa: 
 
 def test_the_names_of_models(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(NotReady, match="no model comes with"):
+    with pytest.raises(NotReady, match="is no exported model"):
         tuning.basis("starter", registry)
     monkeypatch.setenv("DIFFSFSR_STARTER", str(exported))
     assert tuning.basis("starter", registry) == tuning.basis(str(exported), registry) == exported

@@ -41,19 +41,18 @@ class DiffusionObjective:
         self.decoder = load_loss_decoder(name, self.autoencoder, inputs.network("decoder", preset) if name == SMALL else None)
         if preset.training.channels_last:
             self.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a twelfth of a step on a CPU
-        recognisers = (*preset.conditioning.identity, *preset.objective.identity)
-        self.data = Triplets(list(inputs.shards), preset.autoencoder.channels, preset.latent, recognisers)
-        self.identity = {name: load_encoder(name) for name in recognisers}
+        self.data = Triplets(list(inputs.shards), preset.autoencoder.channels, preset.latent, preset.recognisers)
+        self.identity = {name: load_encoder(name) for name in preset.recognisers}
         self.looks = cast("DlibEncoder", self.identity["dlib"]) if preset.objective.lambda_perceptual else None
         dims = {name: self.identity[name].dim for name in preset.conditioning.identity}
         published = resolve(preset.unet.source).parent if preset.unet.source else None
         new = inputs.start_from == ""
         self.network = DiffSFSR.from_preset(preset, dims, unet_folder=published) if new else DiffSFSR.from_folder(Path(inputs.start_from))
-        self.means = self.data.means()
         if new:
+            self.means = self.data.means()
             self.network.tokens.set_means({name: self.means[name] for name in dims})
-        else:  # a few photographs of one person have that person for a mean, which would take who it is away
-            self.means |= {name: mean for name, mean in self.network.tokens.means().items() if name in dims}
+        else:  # a few photographs of one person have that person for a mean, which would take who it is away; L_id goes without the others
+            self.means = self.network.tokens.means()
         if preset.training.gradient_checkpointing:
             self.network.unet.enable_gradient_checkpointing()
 
@@ -185,17 +184,19 @@ class DiffusionObjective:
         return checkpoint(frozen, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing in it is random
 
     def save(self, folder: Path) -> None:
-        """A saved DiffSFSRPipeline with the DLN that speaks its expression language and the preset it was trained by."""
+        """A saved DiffSFSRPipeline with the DLN that speaks its expression language, the preset it was trained by, and the words that the
+        model it was trained on from brings."""
         from diffsfsr import config, tables
         from diffsfsr.model.pipeline import DiffSFSRPipeline
-        from diffsfsr.portrait.words import WORD_TABLE, beside
+        from diffsfsr.portrait.words import WORD_TABLE
 
         self.autoencoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as safetensors wants it
         DiffSFSRPipeline.from_model(self.network, self.autoencoder, self.preset).save_pretrained(folder)
         self.dln.save(folder / "dln")
         tables.write_json(folder / "preset.json", config.to_dict(self.preset))
-        if self.inputs.start_from and (words := beside(Path(self.inputs.start_from))):  # they are as this DLN sees them
-            shutil.copyfile(words.path, folder / WORD_TABLE)
+        words = Path(self.inputs.start_from, WORD_TABLE)
+        if self.inputs.start_from and words.is_file():  # they are as this DLN sees them
+            shutil.copyfile(words, folder / WORD_TABLE)
 
 
 def condition_of(batch: Batch, told: Conditioning) -> Tensor:
