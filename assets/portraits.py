@@ -22,7 +22,7 @@ from diffsfsr.errors import InputError, NotReady
 from diffsfsr.portrait import shipped
 from diffsfsr.portrait.order import Order
 from diffsfsr.portrait.sitting import sit
-from diffsfsr.portrait.words import WordTable, beside, reference
+from diffsfsr.portrait.words import WordTable, beside, reference, vocabulary
 
 _LEASE_SECONDS = 120.0  # after which the requests of a holder that died are taken again
 
@@ -44,7 +44,7 @@ class Serving:
     catalogue: Catalogue | None
     folder: Path
     served: Served | None = None  # where embeddings of requests are kept for the drift check
-    words: WordTable | None = None  # the model's own, for labels that the catalogue has no face of
+    words: WordTable | None = None  # the model's own, for labels that the catalogue has too few faces of
 
     @classmethod
     def champion(cls, registry: Any, catalogue: Callable[[], Catalogue], folder: Path) -> "Serving":
@@ -54,9 +54,11 @@ class Serving:
 
         try:
             found = registry.resolve("champion")
-        except NotReady:
-            if registry.champion is not None or (model := shipped.folder()) is None:
+        except NotReady as error:
+            if registry.champion is not None:
                 raise
+            if (model := shipped.folder()) is None:
+                raise NotReady(f"{error}; {shipped.missing()}") from error
             return cls.shipped(model, folder)
         served = Served(folder.parent / "served")
         return cls(Studio(found.folder), str(found.version), catalogue(), folder, served, beside(found.folder))
@@ -70,16 +72,8 @@ class Serving:
 
     def expression(self, word: str, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         """The (16,) reference embedding that stands for a word, and how it was found."""
-        version = self.studio.dln.version
-        here = self.catalogue.labels(version=version) if self.catalogue else {}
-        own = self.words.labels if self.words else {}
-
-        def faces(label: str) -> tuple[list[str], np.ndarray]:
-            if self.catalogue and label in here:
-                return self.catalogue.by_label(label, version=version)
-            return self.words.faces(label) if self.words else ([], np.zeros((0, 16), np.float32))
-
-        return reference(word, seed, own | here, faces)
+        at_hand = self.catalogue.vocabulary(self.studio.dln.version) if self.catalogue else None
+        return reference(word, seed, *vocabulary(self.words, at_hand))
 
 
 def shipped_version(model: Path) -> str:

@@ -7,14 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from assets.stores.catalogue import Catalogue
 from assets.stores.registry import content_hash
 from diffsfsr import config, tables, weights
 from diffsfsr.config import Preset
-from diffsfsr.portrait.words import WORD_TABLE, WORDS
+from diffsfsr.portrait.words import WORD_TABLE, WORDS, WordTable, vocabulary
 
 RECORD = "version.json"
 _EVALUATION, _PINNED = "evaluation.", "pinned."  # tags of a version, each followed by <data set>-<task>
@@ -76,18 +73,17 @@ def pins(tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def beside(told: Mapping[str, Any], catalogue: Catalogue, folder: Path) -> Iterator[Path]:
-    """What is stored next to the model in `folder`: the record, and the catalogue's labelled expressions of the model's DLN, with those
-    that the model brings itself for labels that the catalogue lacks."""
+    """What is stored next to the model in `folder`: the record, and the labelled expressions that words are looked up in, the catalogue's
+    for the model's DLN with those that the model brings itself."""
+    own = WordTable(folder / WORD_TABLE) if (folder / WORD_TABLE).is_file() else None
+    words = vocabulary(own, catalogue.vocabulary(told["dln"]) if told["dln"] else None)
+    found = ((label, *words.faces_of(label)) for label in words.labels)
+    rows = [
+        {"face_id": face, "emotion": label, "expression": vector}
+        for label, faces, vectors in found
+        for face, vector in zip(faces, vectors, strict=True)
+    ]
     with TemporaryDirectory() as made:
         tables.write_json(Path(made) / RECORD, told)
-        found = catalogue.faces(WORDS.names, expression_version=told["dln"])
-        kept = found.filter(pc.and_(pc.is_valid(found["expression"]), pc.not_equal(pc.fill_null(found["emotion"], ""), "")))
-        tables.write(Path(made) / WORD_TABLE, _with_its_own(kept.cast(WORDS), folder).sort_by("face_id"), told["dln"] or "")
+        tables.write(Path(made) / WORD_TABLE, tables.from_rows(rows, WORDS).sort_by("face_id"), told["dln"] or "")
         yield Path(made)
-
-
-def _with_its_own(words: pa.Table, folder: Path) -> pa.Table:
-    if not (folder / WORD_TABLE).is_file():
-        return words
-    own = tables.read(folder / WORD_TABLE).replace_schema_metadata()
-    return pa.concat_tables([words, own.filter(pc.invert(pc.is_in(own["emotion"], words["emotion"].combine_chunks()))).cast(WORDS)])

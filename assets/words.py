@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -21,10 +21,7 @@ from assets.training import trained_model
 from diffsfsr import tables, weights
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
-from diffsfsr.portrait.words import beside
-
-if TYPE_CHECKING:  # they load torch
-    from diffsfsr.evaluation.families import Vocabulary
+from diffsfsr.portrait.words import Vocabulary, beside, vocabulary
 
 ITEMS = 40  # outputs a word
 _CLASSIFIER = "mini_xception"
@@ -116,17 +113,13 @@ def report_folder(workspace: Workspace, catalogue: Catalogue, model: Path, datas
     return workspace.home / "reports" / f"words-{mark[:10]}" / dataset
 
 
-def vocabulary_of(model: Path, catalogue: Catalogue) -> "Vocabulary":
-    """The words that go with a model (a registered or a shipped one), else what the catalogue holds of its DLN. NotReady for neither."""
-    from diffsfsr.evaluation.families import Vocabulary
-
-    if own := beside(model):
-        return Vocabulary(own.labels, own.faces)
+def vocabulary_of(model: Path, catalogue: Catalogue) -> Vocabulary:
+    """As portraits by the model look words up. Raises NotReady where neither the model nor the catalogue has a labelled face."""
     version = json.loads((model / "dln" / "dln.json").read_text(encoding="utf-8"))["version"]
-    labels = {label: n for label, n in catalogue.labels(version=version).items() if label}
-    if not labels:
+    found = vocabulary(beside(model), catalogue.vocabulary(version))
+    if not found.labels:
         raise NotReady("the catalogue has no labelled face of this model's expression encoder; run `diffsfsr run train` with its preset")
-    return Vocabulary(labels, lambda label: catalogue.by_label(label, version=version))
+    return found
 
 
 def labelled(workspace: Workspace, names: Iterable[str], preset: Preset) -> list[str]:

@@ -17,6 +17,7 @@ from diffsfsr.errors import InputError, NotReady
 if TYPE_CHECKING:
     import numpy as np
 
+_AMONG = 8  # faces near to the mean of a label's, among which its reference is chosen
 NEUTRAL = "neutral"  # allowed as a word and as a label, outside the tree: the 135 have none for a face at rest
 
 How = Literal["exact", "cluster", "family"]
@@ -209,7 +210,13 @@ def _near_miss(name: str) -> str:
 # --- which face of a label is the reference -----------------------------------------------------------------------------
 
 
-def choose_reference(vectors: np.ndarray, rule: Rule = "nearest-to-centroid-k", seed: int = 0, k: int = 8) -> int:
+def at_hand(labels: Mapping[str, int], brought: Mapping[str, int]) -> dict[str, int]:
+    """Of label -> number of faces here those that serve, beside the labels that a model brings: with too few faces for a reference to
+    pass over wrong labels, a label is the model's own where it brings it."""
+    return {label: count for label, count in labels.items() if label and (count >= _AMONG or label not in brought)}
+
+
+def choose_reference(vectors: np.ndarray, rule: Rule = "nearest-to-centroid-k", seed: int = 0, k: int = _AMONG) -> int:
     """The row of the face whose expression stands for a label.
 
     Args:

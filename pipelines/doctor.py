@@ -247,23 +247,33 @@ def _shipped() -> str | None:
 
 def _champion(mlflow: str, gaps: list[Row], shipped: str | None) -> str:
     """The champion's version, read from a local MLflow database without MLflow; a server is not asked."""
-    if not mlflow.startswith("sqlite:///"):
+    file, do = _database(mlflow), "run `diffsfsr run train`, `evaluate` and `promote`, or `make demo`"
+    if not file:
         return f"not asked: MLflow is at {_shown(mlflow)}"
-    file, do = Path(mlflow.removeprefix("sqlite:///")).resolve(), "run `diffsfsr run train`, `evaluate` and `promote`, or `make demo`"
     if not file.exists():
         if not shipped:
             _gap(gaps, f"there is no model yet: {file} is absent", do)
         return f"none: {file.name} is absent"
     try:
-        versions = list(_aliases(file))
+        version = champion(mlflow)
     except sqlite3.Error as error:
         _gap(gaps, f"{file} cannot be read ({error})", "see that no other program has locked or damaged it")
         return f"unknown: {file.name} cannot be read"
-    if not versions:
+    if not version:
         if not shipped:
             _gap(gaps, "no model is champion yet", do)
         return "none"
-    return f"version {versions[0]}"
+    return f"version {version}"
+
+
+def champion(mlflow: str) -> int | None:
+    """The champion's version in a local MLflow database, None where there is none or it is a server's to say. Raises sqlite3.Error."""
+    file = _database(mlflow)
+    return next(_aliases(file), None) if file and file.exists() else None
+
+
+def _database(mlflow: str) -> Path | None:
+    return Path(mlflow.removeprefix("sqlite:///")).resolve() if mlflow.startswith("sqlite:///") else None
 
 
 def _aliases(file: Path) -> Iterator[int]:

@@ -110,15 +110,19 @@ def emotions(args: Namespace) -> Any:
 
 
 def _labels() -> dict[str, int]:
-    """Label -> faces: of the catalogue here, or where nothing has been catalogued of the model that comes with the package."""
+    """Label -> faces, as the model in service looks words up: of the catalogue, or while there is no champion of the model that comes
+    with the package."""
     import json
 
-    path = Environment.current().home / "models" / "labels.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+    from diffsfsr.emotions import at_hand
     from diffsfsr.portrait import shipped
+    from pipelines.doctor import champion
 
-    return shipped.labels()
+    here = Environment.current()
+    path, own = here.home / "models" / "labels.json", shipped.labels()
+    if path.exists() and (not own or champion(here.mlflow)):
+        return own | at_hand(json.loads(path.read_text(encoding="utf-8")), own)
+    return own
 
 
 # --- one portrait -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from diffsfsr.errors import NotReady
 from diffsfsr.evaluation import families
 from diffsfsr.evaluation.items import Faces
 from diffsfsr.evaluation.report import families as report
+from diffsfsr.portrait.words import Vocabulary
 
 LABELS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
 SIDE, PEOPLE = 16, 12
@@ -62,7 +63,7 @@ def faces() -> Faces:
     return Faces([f"set/{i:02d}/0" for i in range(2 * PEOPLE)], people, crops, np.repeat(MARKS[None], 2 * PEOPLE, 0), labels)
 
 
-def vocabulary() -> families.Vocabulary:
+def vocabulary() -> Vocabulary:
     """Nine examples a label; those of happiness are faces of the set."""
     known = {"happy": "happiness", "neutral": "neutral", "surprise": "surprise", "disgust": "disgust"}
 
@@ -70,7 +71,7 @@ def vocabulary() -> families.Vocabulary:
         ids = [f"set/{2 * i + 1:02d}/0" if label == "happy" else f"else/{label}{i}/0" for i in range(9)]
         return ids, np.repeat(np.eye(16, dtype=np.float32)[None, LABELS.index(known[label])], 9, 0)
 
-    return families.Vocabulary(dict.fromkeys(known, 9), faces_of)
+    return Vocabulary(dict.fromkeys(known, 9), faces_of)
 
 
 def find(picture: Any, side: int) -> list[Any]:
@@ -112,7 +113,7 @@ def test_an_item_shows_three_people_the_same_for_every_word_and_each_seed_its_re
     again = families.ask(Painter(faces), vocabulary(), 30, 1, None)  # type: ignore[arg-type]
     assert again[0].outputs.pairs.fingerprint != asked[0].outputs.pairs.fingerprint
     with pytest.raises(NotReady, match="no face that this model knows"):
-        families.ask(Painter(faces), families.Vocabulary({}, vocabulary().faces_of), 3, 0, None)  # type: ignore[arg-type]
+        families.ask(Painter(faces), Vocabulary({}, vocabulary().faces_of), 3, 0, None)  # type: ignore[arg-type]
 
 
 def measured(faces: Faces, folder: Path | None, n: int = 40) -> tuple[list[dict[str, Any]], Any, Painter]:

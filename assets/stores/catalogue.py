@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from filelock import FileLock
 
 from assets.stores.lance import cast, ensure, fixed, in_lists, literal, matrix, merge, purge, read, where
 from diffsfsr.errors import InputError, NotReady, did_you_mean
+from diffsfsr.portrait.words import Vocabulary
 
 EXPRESSION_DIM = 16
 _IVF_FROM = 100_000  # rows from which an index on the expression pays
@@ -193,6 +195,10 @@ class Catalogue:
         equals = {"emotion": label, **_given(split=split, expression_version=version)}
         table = self._select(["face_id", "expression"], equals, present=["expression"]).sort_by("face_id")
         return table["face_id"].to_pylist(), matrix(table["expression"])
+
+    def vocabulary(self, version: str) -> Vocabulary:
+        """What words are looked up in for a DLN of that version."""
+        return Vocabulary(self.labels(version=version), partial(self.by_label, version=version))
 
     def nearest(
         self, vector: np.ndarray, k: int, label: str | None = None, split: str | None = None, version: str | None = None

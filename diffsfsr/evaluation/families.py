@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from diffsfsr.evaluation.judges import embed
 from diffsfsr.evaluation.methods import face_in_place
 from diffsfsr.evaluation.outputs import Outputs
 from diffsfsr.evaluation.protocols import FindFaces
-from diffsfsr.portrait.words import FacesOf, reference
+from diffsfsr.portrait.words import Vocabulary, reference
 
 ASKED = ("joy", "surprise", "anger", "sadness", NEUTRAL)  # a word a family; fear is a word that data sets have too few faces of
 KINDS = (
@@ -39,13 +39,6 @@ ROWS = pa.schema(
 )
 Row = dict[str, Any]
 Photograph = Callable[[str], tuple[Picture, np.ndarray] | None]  # face id -> crop (S, S, 3) and landmarks (68, 2), where they are at hand
-
-
-class Vocabulary(NamedTuple):
-    """What a model's words are looked up in: label -> number of its faces, and those faces."""
-
-    labels: Mapping[str, int]
-    faces_of: FacesOf
 
 
 def resolutions(labels: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from diffsfsr import tables
-from diffsfsr.emotions import choose_reference, resolve, word_of
+from diffsfsr.emotions import at_hand, choose_reference, resolve, word_of
 from diffsfsr.errors import InputError
 
 # (word, seed) -> the (16,) embedding that stands for it, and how it was found.
@@ -25,6 +25,24 @@ WORD_TABLE = "words.parquet"  # what a file of them is called, in a model's fold
 
 _MOST = 256  # faces of a label that are kept as examples of it: a reference is one of the eight nearest to their mean
 _LEAST = 0.005  # share of the labelled faces below which a label is too weak to be one: on LFW those with a dozen faces
+
+
+class Vocabulary(NamedTuple):
+    """What a model's words are looked up in: label -> number of its faces, and those faces."""
+
+    labels: Mapping[str, int]
+    faces_of: FacesOf
+
+
+def vocabulary(own: WordTable | None, here: Vocabulary | None) -> Vocabulary:
+    """The labelled faces here, and for labels of which they are too few those that the model brings, where it does."""
+    brought, here = own.labels if own else {}, here or Vocabulary({}, lambda label: ([], np.zeros((0, 16), np.float32)))
+    serving = at_hand(here.labels, brought)
+
+    def faces_of(label: str) -> tuple[list[str], np.ndarray]:
+        return own.faces(label) if own and label not in serving else here.faces_of(label)
+
+    return Vocabulary(brought | serving, faces_of)
 
 
 def reference(word: str, seed: int, labels: Mapping[str, int], faces_of: FacesOf) -> tuple[np.ndarray, dict[str, Any]]:
