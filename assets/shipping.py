@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +13,14 @@ import pyarrow.compute as pc
 
 from assets.stores.registry import content_hash
 from assets.stores.workspace import Shard, Workspace, aligned
+from assets.version import RECORD
 from diffsfsr import tables
 from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
 from diffsfsr.evaluation.report.families import TASK as NAMED
 from diffsfsr.portrait import shipped
 from diffsfsr.portrait.card import Facts, card
-from diffsfsr.portrait.words import examples
+from diffsfsr.portrait.words import WORD_TABLE, examples
 
 _HEAD = ("items", "gallery", "chance_top1", "independent")
 
@@ -31,11 +32,13 @@ def export(workspace: Workspace, model: Path, out: Path, by_eye: str = "") -> di
     """
     shipped.check_place(out)
     preset, measured, named = shipped.preset_of(model), evaluations(workspace, model), named_families(workspace, model)
-    shards = _trained_on(workspace, model, preset)
-    words = labelled(workspace, shards, model, preset)
+    origin = _origin(workspace, model)
+    words = _words(workspace, origin.shards, model, preset)
     counts = {label: words["emotion"].to_pylist().count(label) for label in dict.fromkeys(words["emotion"].to_pylist())}
-    told = Facts(preset, _counts(workspace, shards, preset), counts, measured, named, by_eye)
-    evaluation = {"model": content_hash(model), "preset": preset.name, "words": counts, "measured": measured, "named": named}
+    trained_on = origin.before | _counts(workspace, origin.shards, preset)
+    told = Facts(preset, trained_on, counts, measured, named, from_another=bool(origin.before), by_eye=by_eye)
+    evaluation = {"model": content_hash(model), "preset": preset.name, "trained_on": trained_on, "words": counts}
+    evaluation |= {"measured": measured, "named": named}
     size = shipped.write(out, model, words, evaluation, card(told))
     on = {dataset: list(tasks) for dataset, tasks in measured.items()}
     return {"folder": str(out), "megabytes": round(size / 1e6, 1), "words": counts, "evaluated_on": on}
@@ -43,11 +46,13 @@ def export(workspace: Workspace, model: Path, out: Path, by_eye: str = "") -> di
 
 def evaluations(workspace: Workspace, model: Path) -> dict[str, dict[str, Any]]:
     """Data set -> task -> head and {mean, low, high, count} of each metric: of the reports that `run evaluate` wrote about this very
-    model, the newest of each task. Raises NotReady where there is none."""
+    model, that of most items of each task, the newest of those. Raises NotReady where there is none."""
     found = dict[str, dict[str, Any]]()
     for report in _reports(workspace, model):
-        found.setdefault(report["facts"]["data set"], {}).update({k: v for k, v in report["tasks"].items() if k != NAMED})
-    found = {dataset: tasks for dataset, tasks in found.items() if tasks}
+        for task, columns in report["tasks"].items():
+            if task != NAMED:
+                best = found.setdefault(report["facts"]["data set"], {})
+                best[task] = max(columns, best.get(task, columns), key=lambda one: one["items"])
     if not found:
         name = shipped.preset_of(model).name
         raise NotReady(f"the model in {model} has no evaluation report; run `diffsfsr run evaluate --preset {name}` first")
@@ -81,6 +86,13 @@ def _figures(columns: dict[str, Any]) -> dict[str, Any]:
     return head | {"judges": judges} | entries
 
 
+def _words(workspace: Workspace, shards: list[Shard], model: Path, preset: Preset) -> pa.Table:
+    """Those that the model brings from the one it was trained on from, else of its own training faces."""
+    if (model / WORD_TABLE).is_file():
+        return tables.read(model / WORD_TABLE).replace_schema_metadata()
+    return labelled(workspace, shards, model, preset)
+
+
 def labelled(workspace: Workspace, shards: list[Shard], model: Path, preset: Preset) -> pa.Table:
     """WORDS of the training faces that have a label, as the shipped encoder sees them. Raises NotReady where there is none."""
     labels, vectors = [], []
@@ -104,15 +116,40 @@ def _embedded(workspace: Workspace, shards: list[Shard], encoder: Any, preset: P
             yield faces["emotion"].to_pylist(), np.concatenate(list(encode_all(encoder, faces)))
 
 
-def _trained_on(workspace: Workspace, model: Path, preset: Preset) -> list[Shard]:
-    """The shards that a model's run read, by its record; every prepared one where it has none."""
-    ready = [shard for shard in workspace.shards() if workspace.file(aligned(preset), shard).exists()]
-    config = model.parent / "config.json"
-    if not config.is_file():
-        return ready
-    read = [Path(file) for file in json.loads(config.read_text(encoding="utf-8")).get("inputs", {}).get("shards", [])]
-    keys = {(file.parent.parent.name, file.stem) for file in read}
-    return [shard for shard in ready if (shard.dataset, f"{shard.number:04d}") in keys] or ready
+class _Origin(NamedTuple):
+    """What trained a model: the shards that its run read, and data set -> (faces, people) of what it was trained on from."""
+
+    shards: list[Shard]
+    before: dict[str, tuple[int, int]]
+
+
+def _origin(workspace: Workspace, model: Path) -> _Origin:
+    """By the record of the model's run. Raises NotReady where that, or the record of the model it was trained on from, is not here."""
+    if shipped.is_exported(model):
+        return _Origin([], _recorded(model))
+    inputs = _run(workspace, model).get("inputs", {})
+    read = {(Path(file).parent.parent.name, Path(file).stem) for file in inputs.get("shards", [])}
+    shards = [shard for shard in workspace.shards() if (shard.dataset, f"{shard.number:04d}") in read]
+    if not shards or len(shards) < len(read):
+        raise NotReady(f"{model} learned from shards that are no longer here, so that nobody could say from whom")
+    start = inputs.get("start_from")
+    if start and not shipped.is_exported(Path(start)):
+        raise NotReady(f"{model} was trained on from {start}, which does not say from whom it learned: train on from an exported model")
+    return _Origin(shards, _recorded(Path(start)) if start else {})
+
+
+def _recorded(model: Path) -> dict[str, tuple[int, int]]:
+    return {name: (faces, people) for name, (faces, people) in shipped.evaluation(model)["trained_on"].items()}
+
+
+def _run(workspace: Workspace, model: Path) -> dict[str, Any]:
+    """config.json of the run that made a model: the folder is the run's own, or of a registered version, whose record names it."""
+    files, record = [model.parent / "config.json"], model.parent / RECORD
+    if record.is_file() and (name := json.loads(record.read_text(encoding="utf-8")).get("training_run")):
+        files.append(workspace.runs / name / "config.json")
+    for file in filter(Path.is_file, files):
+        return json.loads(file.read_text(encoding="utf-8"))
+    raise NotReady(f"the training run that made {model} is not here: its config.json says from whom the model learned")
 
 
 def _counts(workspace: Workspace, shards: list[Shard], preset: Preset) -> dict[str, tuple[int, int]]:

@@ -19,6 +19,7 @@ from diffsfsr.face.images import read
 from diffsfsr.portrait.card import NAMED, SHOWN, judged, words_of
 from diffsfsr.portrait.order import Order
 from diffsfsr.portrait.provenance import verify
+from diffsfsr.portrait.shipped import evaluation
 
 Measured = dict[str, Mapping[str, Any]]  # task -> metric -> {mean, low, high, count}, and who judged
 
@@ -92,7 +93,7 @@ def _record(model: Path | None) -> tuple[list[str], list[Sheet]]:
     """What the evaluation that is shipped with a model says."""
     if model is None:
         return [], []
-    record = json.loads((model / "evaluation.json").read_text(encoding="utf-8"))
+    record = evaluation(model)
     told = [_judged(name, tasks) for name, tasks in record["measured"].items()]
     sheets = [_sheet(record["measured"]), *(_by_word(dataset, found) for dataset, found in record["named"].items())]
     return [f"Measured before it was shipped, on people that it was not trained on. {' '.join(told)}"], sheets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -47,16 +48,20 @@ def report(home: Path, model: Path, name: str = "faces-all", **changes: Any) -> 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, model: Path, six_people: Path) -> Workspace:  # noqa: F811
-    """A home with six prepared faces, one of them held out, and a report about the model."""
+    """A home with six prepared faces, one of them held out, the record of the model's run, and reports about it. It learned nothing of
+    the second data set."""
     home = tmp_path_factory.mktemp("export") / "home"
     found = Workspace(home)
-    tables.write_json(home / "data" / "faces" / "folder.json", {"folder": str(home)})
-    (home / "data" / "faces" / "sources").mkdir()
-    (home / "data" / "faces" / "sources" / "0000.parquet").touch()
-    file = face_shard(home / "data" / "faces" / f"aligned-{TINY.crop}" / "0000.parquet", faces(six_people, TINY.crop), LABELS)
-    rows = tables.read(file).to_pylist()
-    tables.write(file, tables.from_rows([rows[0] | {"split": "test"}, *rows[1:]], tables.FACES), "one held out")
+    for name in ("faces", "strangers"):
+        tables.write_json(home / "data" / name / "folder.json", {"folder": str(home)})
+        (home / "data" / name / "sources").mkdir()
+        (home / "data" / name / "sources" / "0000.parquet").touch()
+        file = face_shard(home / "data" / name / f"aligned-{TINY.crop}" / "0000.parquet", faces(six_people, TINY.crop), LABELS)
+        rows = tables.read(file).to_pylist()
+        tables.write(file, tables.from_rows([rows[0] | {"split": "test"}, *rows[1:]], tables.FACES), "one held out")
+    tables.write_json(model.parent / "config.json", {"inputs": {"shards": [str(home / "data" / "faces" / "training-x" / "0000.parquet")]}})
     report(home, model)
+    report(home, model, "a-few", tasks={"all": {"items": 6, "judges": {}}})  # newer, of fewer items
     words = {"joy_output": ENTRY | {"mean": 36.5}, "joy_photograph": ENTRY | {"mean": 46.0}}
     words |= {"joy_ratio": {"mean": 0.83, "low": 0.71, "high": 0.95, "count": 40}}
     facts = {"data set": "faces", "model": content_hash(model), "classifier": "mini_xception"}
@@ -161,6 +166,7 @@ def test_the_card_is_one_that_hugging_face_reads(exported: Path) -> None:
         assert part in text
     assert "| joy | 36.5 [35.2, 48] | 46 [35.2, 48] | 0.83 [0.71, 0.95] |" in text and "How often mini_xception takes" in text
     recorded = json.loads((exported / "evaluation.json").read_text())
+    assert recorded["trained_on"] == {"faces": [5, 5]} and "strangers" not in text
     assert recorded["measured"] == {"faces": {"all": recorded["measured"]["faces"]["all"]}}  # what words were named is told apart
     assert recorded["measured"]["faces"]["all"]["id_top1"] == ENTRY and recorded["named"]["faces"]["joy_ratio"]["mean"] == 0.83
 
@@ -200,6 +206,46 @@ def test_a_model_that_was_not_evaluated_is_not_exported(workspace: Workspace, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_of_unknown_origin_is_not_exported(workspace: Workspace, model: Path, tmp_path: Path) -> None:  # noqa: F811
+    alone = tmp_path / "run" / "model"
+    shutil.copytree(model, alone)
+    with pytest.raises(NotReady, match=r"config\.json says from whom"):
+        shipping.export(workspace, alone, tmp_path / "out")
+    tables.write_json(alone.parent / "config.json", {"inputs": {"shards": [str(tmp_path / "faces" / "training-x" / "0007.parquet")]}})
+    with pytest.raises(NotReady, match="no longer here"):
+        shipping.export(workspace, alone, tmp_path / "out")
+
+
+def test_a_tuned_model_says_who_else_is_in_it(workspace: Workspace, model: Path, exported: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Its people are those of both trainings, its words those that it was given."""
+    tuned = tmp_path / "run" / "model"
+    shutil.copytree(model, tuned)
+    shutil.copyfile(exported / "words.parquet", tuned / "words.parquet")
+    inputs = {"shards": [str(tmp_path / "strangers" / "training-x" / "0000.parquet")], "start_from": str(exported)}
+    tables.write_json(tuned.parent / "config.json", {"inputs": inputs})
+    report(workspace.home, tuned, "tuned")
+    made = shipping.export(workspace, tuned, tmp_path / "out")
+    recorded = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert recorded["trained_on"] == {"faces": [5, 5], "strangers": [5, 5]} and made["words"] == recorded["words"]
+    assert "trained on from another model" in (tmp_path / "out" / "README.md").read_text()
+    inputs["start_from"] = str(model)
+    tables.write_json(tuned.parent / "config.json", {"inputs": inputs})
+    with pytest.raises(NotReady, match="does not say from whom"):
+        shipping.export(workspace, tuned, tmp_path / "again")
+
+
+def test_a_broken_record_and_a_wrong_folder_are_told(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(exported, broken)
+    (broken / "evaluation.json").write_text('{"words"')
+    monkeypatch.setenv("DIFFSFSR_STARTER", str(broken))
+    ran = run("emotions", "joy")
+    assert ran.code == 2 and "evaluation.json is broken" in ran.err and len(ran.err.splitlines()) == 1
+    monkeypatch.setenv("DIFFSFSR_STARTER", str(tmp_path / "none"))
+    with pytest.raises(NotReady, match="DIFFSFSR_STARTER=.*none is no exported model"):
+        shipped.need()
+
+
 def test_the_folder_is_written_whole_or_not_at_all(
     workspace: Workspace,
     model: Path,  # noqa: F811
@@ -228,6 +274,10 @@ def test_a_newcomers_first_portrait(newcomer: Path, exported: Path, tom_hanks: P
     assert read(Path("p.png")).shape == read(astronaut).shape and run("verify", "p.png").code == 0
     assert not newcomer.exists() or not any(p.name in ("mlflow.db", "catalogue") for p in newcomer.iterdir())
     assert answer("emotions", "delight")["resolution"]["labels"] == ["happiness"]
+    labels = newcomer / "models" / "labels.json"
+    labels.parent.mkdir(parents=True)
+    labels.write_text('{"happiness": 900}')  # of a catalogue that serves nobody while there is no champion
+    assert answer("emotions", "delight")["resolution"]["faces"] < 900
     words = ["--through", "joy", "--through", "neutral", "--frames", "2"]
     travel = answer("travel", "--selfie", str(tom_hanks), "--scene", str(astronaut), *words, "--steps", "1", "--out", "t.png")
     assert travel["model_version"] == made["model_version"]
@@ -250,7 +300,7 @@ def test_without_one_the_message_says_what_to_do(tom_hanks: Path, astronaut: Pat
     ran = run("portrait", "--selfie", str(tom_hanks), "--scene", str(astronaut), "--emotion", "joy")
     assert ran.code == 1 and "run `diffsfsr run train` and `diffsfsr run promote`" in ran.err
     ran = run("run", "evaluate", "--preset", "tiny", "--model", "shipped")
-    assert ran.code == 1 and "no model comes with this package" in ran.err
+    assert ran.code == 1 and "no-starter is no exported model" in ran.err
 
 
 def test_a_champion_comes_first(model: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -271,17 +321,20 @@ def test_a_champion_comes_first(model: Path, exported: Path, tmp_path: Path, mon
     assert serving.version == "1"
     vector, facts = serving.expression("delight", 0)  # the catalogue has no face: the model brings its own
     assert facts["among"] == beside(exported).labels["happiness"] and np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
-    catalogue.upsert_faces(_two_faces(serving.studio.dln.version))
-    found = {word: serving.expression(word, 0)[1] for word in ("delight", "surprise", "neutral")}
-    assert [found[word]["reference"] for word in ("delight", "surprise")] == ["d/0/0", "d/1/0"]
-    assert found["neutral"]["reference"].isdecimal()
+    catalogue.upsert_faces(_labelled(serving.studio.dln.version, ["happiness", "surprise"]))
+    found = {word: serving.expression(word, 0)[1]["reference"] for word in ("delight", "surprise", "neutral")}
+    assert found["surprise"] == "d/1/0" and found["delight"].isdecimal() and found["neutral"].isdecimal()  # of one face none is chosen
+    catalogue.upsert_faces(_labelled(serving.studio.dln.version, ["happiness"] * 8))
+    assert serving.expression("delight", 0)[1]["reference"].startswith("d/")
+    with version.beside(told, catalogue, exported) as files:
+        assert WordTable(files / "words.parquet").labels == beside(exported).labels | {"happiness": 8}
 
 
-def _two_faces(version: str) -> Any:
+def _labelled(version: str, labels: list[str]) -> Any:
     import pyarrow as pa
 
-    rows = {"face_id": ["d/0/0", "d/1/0"], "emotion": ["happiness", "surprise"], "expression_version": [version] * 2}
-    return pa.table(rows | {"expression": list(np.eye(16, dtype=np.float32)[:2])})
+    rows = {"face_id": [f"d/{i}/0" for i in range(len(labels))], "emotion": labels, "expression_version": [version] * len(labels)}
+    return pa.table(rows | {"expression": list(np.eye(16, dtype=np.float32)[: len(labels)])})
 
 
 # --- the package ------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class Facts:
     words: Mapping[str, int]
     measured: Mapping[str, Mapping[str, Any]]
     named: Mapping[str, Mapping[str, Any]]
+    from_another: bool = False  # trained on from another model of this project
     by_eye: str = ""
 
 
@@ -104,13 +105,13 @@ def _body(facts: Facts) -> str:
 
 
 def _about(facts: Facts) -> str:
-    p = facts.preset
+    p, start = facts.preset, "on from another model of this project" if facts.from_another else "from nothing"
     words = ", ".join(f"{label} {count}" for label, count in facts.words.items())
     return (
         f"A selfie says who, an emotion word which expression, a photograph where: the portrait keeps the identity, shows the expression "
         f"and leaves every pixel outside the face as it was. A latent diffusion model for aligned faces of {p.crop} x {p.crop} pixels by "
         f"the method of *DiffSFSR* (CVPR 2024), told who by {', '.join(p.conditioning.identity)} and which expression by a "
-        f"{p.dln.dim}-dimensional expression encoder (DLN). It is not the authors' model: it was trained from nothing by this project.\n\n"
+        f"{p.dln.dim}-dimensional expression encoder (DLN). It is not the authors' model: it was trained {start} by this project.\n\n"
         f"The folder holds the networks in float16 (they are used in float32 on a CPU), and in `words.parquet` {sum(facts.words.values())} "
         f"expression embeddings with their labels ({words}), by which the 135 emotion words are looked up: no pictures, no names, faces of "
         f"the training split alone. A label's examples are the faces that look most like it to the encoder; labels of which the data has "

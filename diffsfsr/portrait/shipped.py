@@ -4,7 +4,7 @@ model_index.json unet/ vae/ tokens/ scheduler/    the saved pipeline, its weight
 dln/                                              the expression encoder, in float16 and without its frozen twin
 preset.json                                       what it was trained by
 words.parquet                                     labelled expressions, as that encoder sees them (diffsfsr.portrait.words)
-evaluation.json README.md                         what was measured of it (and how many words each label has), and its model card
+evaluation.json README.md                         what was measured of it and what trained it, its words counted; and its model card
 
 Light on purpose: `diffsfsr emotions` answers from here.
 """
@@ -41,14 +41,32 @@ def need() -> Path:
     """`folder`. Raises NotReady where there is none."""
     found = folder()
     if found is None:
-        raise NotReady(f"no model comes with this package (no {_PRESET} in {PLACE}); `diffsfsr export` writes one")
+        raise NotReady(missing())
     return found
+
+
+def missing() -> str:
+    """Why there is none."""
+    if named := os.environ.get("DIFFSFSR_STARTER"):
+        return f"DIFFSFSR_STARTER={named} is no exported model (no {_PRESET} and {_EVALUATION} in it): name a folder of `diffsfsr export`"
+    return f"no model comes with this package (no {_PRESET} in {PLACE}); `diffsfsr export` writes one"
 
 
 def labels() -> dict[str, int]:
     """Label -> faces, of the shipped model's words, without reading them; {} where there is no such model."""
     found = folder()
-    return json.loads((found / _EVALUATION).read_text(encoding="utf-8"))["words"] if found else {}
+    return evaluation(found)["words"] if found else {}
+
+
+def evaluation(model: Path) -> dict[str, Any]:
+    """What was measured of an exported model before it was. Raises InputError, naming the file, where it is broken."""
+    file = model / _EVALUATION
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {**found, **{part: dict(found[part]) for part in ("words", "measured", "named", "trained_on")}}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        do = "install the package again, or name a folder of `diffsfsr export`"
+        raise InputError(f"{file} is broken ({type(error).__name__}): {do}") from error
 
 
 def preset_of(model: Path) -> Preset:
@@ -69,6 +87,10 @@ def rounded_dln(model: Path) -> Dln:
     return freeze(Dln.load(model / "dln").halved())
 
 
+def is_exported(model: Path) -> bool:
+    return (model / _EVALUATION).is_file()
+
+
 def check_place(out: Path) -> None:
     """Raises InputError where a shipped model cannot be written without destroying something else."""
     if out.exists() and not out.is_dir():
@@ -77,7 +99,7 @@ def check_place(out: Path) -> None:
         raise InputError(f"{out} holds something else than an exported model: name a new folder")
 
 
-def write(out: Path, model: Path, words: pa.Table, evaluation: dict[str, Any], card: str) -> int:
+def write(out: Path, model: Path, words: pa.Table, record: dict[str, Any], card: str) -> int:
     """Write the folder, whole or not at all; returns its bytes. Raises InputError where these are more than LARGEST."""
     from diffsfsr import tables
     from diffsfsr.portrait.words import WORD_TABLE
@@ -87,7 +109,7 @@ def write(out: Path, model: Path, words: pa.Table, evaluation: dict[str, Any], c
         version = _networks(part, model)
         tables.write_json(part / _PRESET, config.to_dict(preset_of(model)))
         tables.write(part / WORD_TABLE, words, version)
-        tables.write_json(part / _EVALUATION, evaluation)
+        tables.write_json(part / _EVALUATION, record)
         tables.write_text(part / _CARD, card)
         if (size := _size(part)) > LARGEST:
             raise InputError(
