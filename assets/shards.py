@@ -39,9 +39,13 @@ def shard_kind(workspace: Workspace, preset: Preset) -> str:
     return kind_of(preset.crop, (*embedded_by(preset), *preset.data.augment), *versions)
 
 
+SHARD_VERSION = 2  # goes up with every change of what a face becomes here: _encode, and diffsfsr.face.augment
+
+
 def shard_mark(workspace: Workspace, shard: Shard, preset: Preset) -> str:
     """What a training shard is made from."""
-    return tables.fingerprint(catalogued_mark(workspace, shard, preset), shard_kind(workspace, preset), mask_mark(workspace, shard, preset))
+    made_from = catalogued_mark(workspace, shard, preset), mask_mark(workspace, shard, preset)
+    return tables.fingerprint(SHARD_VERSION, *made_from, shard_kind(workspace, preset))
 
 
 def is_encoded(workspace: Workspace, shard: Shard, preset: Preset) -> bool:

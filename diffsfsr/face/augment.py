@@ -34,6 +34,7 @@ def views(face: View, kinds: Collection[str], rng: np.random.Generator) -> list[
 
 
 def mirrored(face: View) -> View:
+    """Pixel x becomes S - 1 - x. What was the left eye is the right one of the mirrored face, and its landmarks say so."""
     width = face.crop.shape[1]
     landmarks = face.landmarks[list(MIRRORED)] * [-1, 1] + [width - 1, 0]
     return View(face.crop[:, ::-1].copy(), face.mask[:, ::-1].copy(), landmarks.astype(face.landmarks.dtype))
