@@ -63,7 +63,7 @@ def registered_model(
         with version.beside(told, catalogue.open, folder) as files:
             number = registry.open.register(folder, run_id, shown, files)
         registry.open.end_run(run_id)
-    return dg.MaterializeResult(metadata={"version": number, "alias": "challenger", "run": folder.parent.name, **shown})
+    return dg.MaterializeResult(metadata={"version": number, "alias": "challenger", "run": shown.get("training_run", folder.name), **shown})
 
 
 def preset_of(found: ModelVersion | None, settings: Settings) -> Preset:

@@ -129,9 +129,10 @@ def _judge(story: Story, operator: Operator, model: str) -> None:
         reports.setdefault(name.rpartition("/")[0], []).append(Path(row["report"]).with_name("report.json"))
     for dataset, files in reports.items():
         story.measured[f"{model}, {dataset}"] = measured(files)
-    story.facts[f"reports on the {model} model"] = files[0].parents[1] / "overview.html"
+        story.facts[f"reports on the {model} model, {dataset}"] = files[0].parents[1] / "overview.html"
     story.verdicts.append(operator.promote(model=model))
-    story.facts["champion"] = f"version {story.verdicts[-1]['champion']}"
+    number = story.verdicts[-1]["champion"]
+    story.facts["champion"] = f"version {number}" if number else "none: no version passed the gates"
 
 
 # --- what goes in -----------------------------------------------------------------------------------------------------
