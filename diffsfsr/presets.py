@@ -79,10 +79,10 @@ PRESETS: dict[str, Preset] = {
             lambda_perceptual=0.5,
             identity=("mobilefacenet_arcface", "mobileface_v2"),
             midpoint="one-step",
-            aux_from=0.28,
+            aux_from=0.26,
             p_self=0.75,
         ),
-        training=replace(_SMALL.training, steps=18_000, batch=16, lr=3e-4, decay_from=13_500, validate_every=1000),
+        training=replace(_SMALL.training, steps=13_800, batch=16, lr=3e-4, decay_from=11_600, validate_every=1000),
         sampling=Sampling(sampler="ddim", steps=25, guidance=1.5, eta=0.9),
     ),
     "demo": replace(
