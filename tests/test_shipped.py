@@ -186,11 +186,10 @@ def test_examples_leave_out_wrong_labels_and_labels_of_few() -> None:
     rows = examples(labels, vectors).to_pylist()
     assert [row["face_id"] for row in rows] == [f"{i:05d}" for i in range(len(rows))]
     by_label = {name: np.array([row["expression"] for row in rows if row["emotion"] == name]) for name in {row["emotion"] for row in rows}}
-    assert {label: len(found) for label, found in by_label.items()} == {"neutral": 256, "anger": 200, "fear": 3}
+    assert {label: len(found) for label, found in by_label.items()} == {"neutral": 32, "anger": 32, "fear": 3}
     assert (by_label["anger"].argmax(1) == 1).all() and (by_label["neutral"].argmax(1) == 0).all()  # the 30 called anger are left out
-    centre = np.array([v for v, label in zip(vectors, labels, strict=True) if label == "neutral"]).mean(0)
-    gaps = np.linalg.norm(vectors[:600] - centre, axis=1)
-    assert np.linalg.norm(by_label["neutral"] - centre, axis=1).max() <= np.sort(gaps)[255] + 1e-5
+    away = vectors[:600].mean(0) - vectors[600:800].mean(0)  # from anger
+    assert (by_label["neutral"] @ away).mean() > np.quantile(vectors[:600] @ away, 0.6)  # plainer than a neutral face in the mean
     assert len(examples([], np.zeros((0, 16)))) == 0
 
 

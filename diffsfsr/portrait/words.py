@@ -23,7 +23,7 @@ FacesOf = Callable[[str], tuple[list[str], np.ndarray]]
 WORDS = pa.schema([("face_id", pa.string()), ("emotion", pa.string()), ("expression", pa.list_(pa.float32(), 16))])
 WORD_TABLE = "words.parquet"  # what a file of them is called, in a model's folder or beside it
 
-_MOST = 256  # faces of a label that are kept as examples of it: a reference is one of the eight nearest to their mean
+_MOST = 32  # faces of a label that are kept as examples of it: a reference is one of the eight nearest to their mean
 _LEAST = 0.005  # share of the labelled faces below which a label is too weak to be one: on LFW those with a dozen faces
 
 
@@ -59,9 +59,10 @@ def examples(labels: Sequence[str], vectors: np.ndarray) -> pa.Table:
     """WORDS of the faces that look most like their own label, to be given away: face ids are running numbers, in an order that tells
     nothing of the data set.
 
-    A label's examples are the faces whose embedding is nearer to its mean than to any other label's, the nearest _MOST of them:
-    labels are noisy (of LFW's angry faces many smile), and the wrong ones stand out. A label with fewer than _LEAST of the faces is
-    left out, unless its family of words has no other: better a few frightened faces than none.
+    A label's examples are of the faces whose embedding is nearer to its mean than to any other label's, for labels are noisy (of LFW's
+    angry faces many smile) and the wrong ones stand out; of these the _MOST that show it most plainly, nearest to their mean drawn as far
+    again from the mean of all labels: what is between a label's faces and every other's is a weak show of it. A label with fewer than
+    _LEAST of the faces is left out, unless its family of words has no other: better a few frightened faces than none.
 
     Args:
         labels: a label a face, "" where it has none. vectors: (n, 16), unit length.
@@ -73,7 +74,9 @@ def examples(labels: Sequence[str], vectors: np.ndarray) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for column, label in enumerate(strong):
         own = np.flatnonzero((named == label) & (away.argmin(1) == column))
-        nearest = own[np.argsort(away[own, column], kind="stable")][:_MOST]
+        plain = 2 * vectors[own].mean(0) - means.mean(0)
+        gaps = np.linalg.norm(vectors[own] - plain / np.linalg.norm(plain), axis=1)
+        nearest = own[np.argsort(gaps, kind="stable")][:_MOST]
         rows += [{"emotion": label, "expression": vectors[i]} for i in nearest]
     return tables.from_rows(({"face_id": f"{number:05d}"} | row for number, row in enumerate(rows)), WORDS)
 
