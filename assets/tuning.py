@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import fields
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,11 @@ def begin(workspace: Workspace, preset: Preset, model: Path, dataset: str = "") 
     version = content_hash(model)
     folder = workspace.home / "models" / family(preset) / f"start-{version[:8]}"
     if not folder.is_dir():
-        replace_folder(folder, lambda part: shutil.copytree(model, part, dirs_exist_ok=True))
+        replace_folder(folder, partial(_copy, model))
     start = Start(folder, version, dataset)
     workspace.set_start(preset, start)
     return start
+
+
+def _copy(model: Path, part: Path) -> None:
+    shutil.copytree(model, part, dirs_exist_ok=True)

@@ -169,7 +169,8 @@ def test_training_shards_hold_the_latents_of_their_crops(story: Story) -> None:
     face = story.faces()[0]
     with torch.no_grad():
         latent = autoencoder.encode(to_tensor(decode(face["crop"])))[0].numpy().reshape(-1)
-    np.testing.assert_allclose(rows[face["face_id"]]["latent"], latent, atol=2e-3 * np.abs(latent).max())
+    gap = np.abs(rows[face["face_id"]]["latent"] - latent)
+    assert gap.mean() < 0.02 * latent.std() and gap.max() < 0.05 * np.abs(latent).max()  # encoded in bf16
 
 
 def test_the_reports_have_numbers_a_grid_and_a_page(story: Story) -> None:
@@ -179,7 +180,7 @@ def test_the_reports_have_numbers_a_grid_and_a_page(story: Story) -> None:
         page = Path(figures["report"])
         report = json.loads((page.parent / "report.json").read_text())
         assert set(report["tasks"]) == {task, "reconstruct"} and report["facts"]["training steps"] == 2
-        assert report["facts"]["people"] == "held out from training"
+        assert report["facts"]["people"].startswith("held out from training")
         assert figures["reconstruct_mse"] > 0 and f"{task}_failure_rate" in figures
         assert read(page.parent / "grid.png").shape[0] > 96 and "data:image/" in page.read_text()
         items = tables.read(page.parent / "items.parquet").to_pylist()

@@ -52,7 +52,7 @@ class DiffusionObjective:
             self.means = self.data.means()
             self.network.tokens.set_means({name: self.means[name] for name in dims})
         else:  # a few photographs of one person have that person for a mean, which would take who it is away; L_id goes without the others
-            self.means = self.network.tokens.means()
+            self.means = {name: mean for name, mean in self.network.tokens.means().items() if name in dims}
         if preset.training.gradient_checkpointing:
             self.network.unet.enable_gradient_checkpointing()
 

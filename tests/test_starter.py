@@ -1,0 +1,97 @@
+"""The model that comes with the package: it shows the person and the word that were asked for, and its folder holds what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from assets.portraits import Serving, begin
+from diffsfsr.config import Data
+from diffsfsr.emotions import NEUTRAL, WORDS
+from diffsfsr.encoders import load_encoder
+from diffsfsr.errors import InputError
+from diffsfsr.evaluation.judges import embed
+from diffsfsr.face.alignment import align
+from diffsfsr.face.gestures import GESTURES, gestures
+from diffsfsr.face.images import read
+from diffsfsr.portrait import shipped
+from diffsfsr.portrait.compose import Portrait
+from diffsfsr.portrait.order import Order
+from diffsfsr.tables import read as read_table
+
+ASKED = (NEUTRAL, "amusement", "astonishment")
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
+    if not (shipped.PLACE / "preset.json").is_file():
+        pytest.skip("no model comes with this tree: `diffsfsr export` writes one")
+    return Serving.shipped(shipped.PLACE, tmp_path_factory.mktemp("starter"))
+
+
+@pytest.fixture(scope="module")
+def made(serving: Serving, tom_hanks: Path, astronaut: Path) -> dict[str, Portrait]:
+    """A man in a woman's photograph, in three words."""
+    sittings = [begin(Order(word, (str(tom_hanks),), str(astronaut), seed=1), serving).sitting for word in ASKED]
+    return dict(zip(ASKED, serving.studio.paint(sittings), strict=True))
+
+
+def test_a_judge_knows_the_person_again(made: dict[str, Portrait], tom_hanks: Path, astronaut: Path, weights_dir: Path) -> None:
+    judge = load_encoder("reid0095")
+
+    def seen(picture: np.ndarray) -> np.ndarray:
+        face = align(picture, 128, Data(max_outside=0.5))  # the man's photograph shows little but his face
+        return embed(judge, face.crop[None], face.crop_landmarks[None])[0]
+
+    him, her = seen(read(tom_hanks)), seen(read(astronaut))
+    for word, portrait in made.items():
+        it = seen(portrait.image)
+        to_him, to_her = (float(it @ one / np.linalg.norm(it) / np.linalg.norm(one)) for one in (him, her))
+        assert to_him > to_her + 0.1, (word, to_him, to_her)
+
+
+def test_the_face_does_what_the_word_says(made: dict[str, Portrait]) -> None:
+    faces = [align(made[word].image, 128, Data()) for word in ASKED]
+    rest, smiling, astonished = gestures(np.stack([face.landmarks for face in faces]))
+    wide, opened = GESTURES.index("wide"), GESTURES.index("open")
+    assert smiling[wide] > rest[wide] + 0.5
+    assert astonished[opened] > rest[opened] + 1
+
+
+def test_everything_outside_the_face_is_as_it_was(made: dict[str, Portrait], astronaut: Path) -> None:
+    scene = read(astronaut)
+    for portrait in made.values():
+        changed = (portrait.image != scene).any(-1)
+        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        assert 0.01 < changed.mean() < 0.1 and np.ptp(rows) < 180 and np.ptp(columns) < 180
+
+
+def test_every_word_is_answered(serving: Serving) -> None:
+    """By an embedding of unit length, or by a line that says why not."""
+    served = 0
+    for word in (*WORDS, NEUTRAL):
+        try:
+            vector, facts = serving.expression(word, 0)
+        except InputError as why:
+            assert word in str(why)
+        else:
+            served += 1
+            assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-3) and facts["how"] in ("exact", "cluster", "family")
+    assert served > 100
+
+
+def test_the_folder_is_what_its_record_says(serving: Serving) -> None:
+    files = [file for file in shipped.PLACE.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= shipped.LARGEST
+    record = shipped.evaluation(shipped.PLACE)
+    rows = read_table(shipped.PLACE / "words.parquet")
+    assert rows.column_names == ["face_id", "emotion", "expression"]
+    assert all(face.isdecimal() for face in rows["face_id"].to_pylist())
+    assert {label: rows["emotion"].to_pylist().count(label) for label in record["words"]} == record["words"]
+    figures = record["measured"]["lfw"]["all"]
+    assert figures["items"] >= 200 and figures["independent"] and figures["id_top1"]["mean"] >= 40
+    assert f"{figures['id_top1']['mean']:.3g}" in (shipped.PLACE / "README.md").read_text(encoding="utf-8")
+    assert json.loads((shipped.PLACE / "preset.json").read_text(encoding="utf-8"))["name"] == "starter"
