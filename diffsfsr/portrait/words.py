@@ -74,6 +74,8 @@ def examples(labels: Sequence[str], vectors: np.ndarray) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for column, label in enumerate(strong):
         own = np.flatnonzero((named == label) & (away.argmin(1) == column))
+        if not len(own):
+            continue
         plain = 2 * vectors[own].mean(0) - means.mean(0)
         gaps = np.linalg.norm(vectors[own] - plain / np.linalg.norm(plain), axis=1)
         nearest = own[np.argsort(gaps, kind="stable")][:_MOST]
