@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffsfsr.errors import NotReady
+from diffsfsr.errors import InputError, NotReady
 from pipelines.environments import Environment
 from pipelines.machine import compiler, machine
 
@@ -45,6 +45,7 @@ _SETTINGS = {  # variable: what holds without it; of the first five, `Environmen
     "DIFFSFSR_DEBUG": "off: errors in one line",
 }
 _SERVERS_OWN = ("DIFFSFSR_DAGSTER_", "DIFFSFSR_COMPUTE_", "DIFFSFSR_MLFLOW_", "DIFFSFSR_GUARD_")  # deploy/ and child processes
+_UNREADABLE = "see that no other program has locked or damaged it"
 _LOW_DISK = 5.0  # GB; the environment itself has 3, a small training run with its checkpoints about 1
 _LOW_MEMORY = 4.0  # GB
 
@@ -256,8 +257,8 @@ def _champion(mlflow: str, gaps: list[Row], shipped: str | None) -> str:
         return f"none: {file.name} is absent"
     try:
         version = champion(mlflow)
-    except sqlite3.Error as error:
-        _gap(gaps, f"{file} cannot be read ({error})", "see that no other program has locked or damaged it")
+    except InputError as error:
+        _gap(gaps, f"{file} cannot be read ({error.__cause__})", _UNREADABLE)
         return f"unknown: {file.name} cannot be read"
     if not version:
         if not shipped:
@@ -267,9 +268,13 @@ def _champion(mlflow: str, gaps: list[Row], shipped: str | None) -> str:
 
 
 def champion(mlflow: str) -> int | None:
-    """The champion's version in a local MLflow database, None where there is none or it is a server's to say. Raises sqlite3.Error."""
+    """The champion's version in a local MLflow database, None where there is none or it is a server's to say. Raises InputError
+    where it cannot be read."""
     file = _database(mlflow)
-    return next(_aliases(file), None) if file and file.exists() else None
+    try:
+        return next(_aliases(file), None) if file and file.exists() else None
+    except sqlite3.Error as error:
+        raise InputError(f"{file} cannot be read ({error}): {_UNREADABLE}") from error
 
 
 def _database(mlflow: str) -> Path | None:

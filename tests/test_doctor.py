@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from diffsfsr import weights
-from diffsfsr.errors import NotReady
+from diffsfsr.errors import InputError, NotReady
 from pipelines import doctor
 
 
@@ -224,3 +224,10 @@ def test_as_a_command(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["gaps"] and not (tmp_path / "state").exists()
+
+
+def test_a_damaged_database_is_one_line_for_other_commands_too(tmp_path: Path) -> None:
+    file = champion(tmp_path / "diffsfsr-home", None)
+    file.write_bytes(b"not a database" * 100)
+    with pytest.raises(InputError, match="mlflow.db cannot be read"):
+        doctor.champion(f"sqlite:///{file}")
