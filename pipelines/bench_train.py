@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffsfsr.config import Preset, override
+from diffsfsr.precision import autocast
 from diffsfsr.training.cost import Estimate
 from pipelines.benches import Pair, device, faces, here
 
@@ -116,8 +117,7 @@ class Step:
             return self._step(batch)
 
     def _autocast(self) -> Any:
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.preset.training.precision)
-        return torch.autocast(device().type, half, enabled=half is not None)
+        return autocast(self.preset.training.precision, device().type)
 
     def _step(self, batch: dict[str, Tensor]) -> Tensor:
         self.optimiser.zero_grad(set_to_none=True)

@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from diffsfsr import config
 from diffsfsr.config import Preset, Training
 from diffsfsr.errors import InputError, NotReady
+from diffsfsr.precision import HALF
 from diffsfsr.training import launch, parts
-from diffsfsr.training.loop import HALF
 from diffsfsr.training.measure import Work, forward_flop, measure, weightless
 
 _FLOAT = 4  # bytes

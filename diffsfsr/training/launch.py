@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 from diffsfsr.config import Preset, Training
 from diffsfsr.cores import cores, threads
 from diffsfsr.errors import InputError, NotReady
+from diffsfsr.precision import HALF, half_of
 from diffsfsr.training.guard import die_with_parent
-from diffsfsr.training.loop import HALF, Objective, Report, Stopped, Validate, train
+from diffsfsr.training.loop import Objective, Report, Stopped, Validate, train
 from diffsfsr.training.run import RunDirectory, nodes
 
 STOPPED = 143  # the exit code of a run that was asked to stop: 128 + SIGTERM
@@ -102,6 +104,8 @@ class DeepSpeedEngine:
         on_gpu = torch.cuda.is_available()
         deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
         t = preset.training
+        if half_of(t.precision, "cuda" if on_gpu else "cpu") is None:
+            t = replace(t, precision="fp32")  # what the loop computes in
         _fit(network, t)
         for p in network.parameters():
             p.data = p.data.contiguous()  # DeepSpeed sends them as bytes, and refuses transposed ones

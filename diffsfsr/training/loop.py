@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from diffsfsr import tables
 from diffsfsr.config import Preset, Training
 from diffsfsr.errors import NotReady
+from diffsfsr.precision import autocast
 from diffsfsr.training import checkpoints
 from diffsfsr.training.data import Batch, Position
 from diffsfsr.training.feed import Feed
@@ -26,7 +27,6 @@ Network = Callable[..., Any]
 Stats = dict[str, float]
 Terms = dict[str, list[float]]  # name -> a value (mean over items) from each micro batch that has it
 Validate = Callable[[dict[str, Tensor]], tuple[Stats, np.ndarray]]  # whole weights by name -> numbers, and an HWC uint8 picture
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what `training.precision` computes in, over float32 weights
 
 
 class Report(Protocol):
@@ -178,7 +178,7 @@ def _step(engine: Engine, objective: Objective, t: Training, step: int, feed: Fe
     while True:
         terms, norm = [], None
         for at, batch in zip(places, batches, strict=True):
-            with torch.autocast(engine.device.type, HALF.get(t.precision), enabled=t.precision in HALF):
+            with autocast(t.precision, engine.device.type):
                 values = objective.losses(engine, batch, at.generator(engine.device))
             engine.backward(values["loss"].float().mean())
             norm = engine.step(learning_rate(step, t))

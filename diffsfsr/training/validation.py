@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffsfsr.model.sampling import conditioned, make_scheduler, sample
+from diffsfsr.precision import autocast
 from diffsfsr.training import losses
 from diffsfsr.training.data import Batch, Triplets
 from diffsfsr.training.objectives import DiffusionObjective
@@ -47,10 +48,9 @@ class Validation:
         device = next(iter(weights.values())).device
         for name, p in self.network.named_parameters():
             p.copy_(weights[name])
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.preset.training.precision)
         try:
             self._move_to(device)
-            with torch.autocast(device.type, half, enabled=half is not None):
+            with autocast(self.preset.training.precision, device.type):
                 loss, sources, output = self._loss(_to(self.own, device)), self._sources(device), self._output(device)
             numbers = {"val_loss_dm": loss, **self._distances(output, _to(self.cross, device))}
         finally:
