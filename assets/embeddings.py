@@ -1,10 +1,10 @@
 """Embeddings of aligned faces, cached by face and weights, and the catalogue that joins them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 import numpy as np
@@ -21,6 +21,8 @@ from diffsfsr.config import Preset
 from diffsfsr.cores import cores
 from diffsfsr.portrait.words import beside
 from diffsfsr.presets import embedded_by
+
+T = TypeVar("T")
 
 _BATCH = 32  # what a layer makes of so many still lies in a core's own cache
 CATALOGUE_VERSION = 1
@@ -86,16 +88,20 @@ def embed_shard(workspace: Workspace, catalogue: Catalogue, shard: Shard, preset
 
 
 def encode_all(encoder: Any, faces: pa.Table) -> Iterator[np.ndarray]:
-    """(n, D) embeddings of a table with columns crop and landmarks, batch by batch.
+    """(n, D) embeddings of a table with columns crop and landmarks, batch by batch."""
+    batches = (faces.slice(start, _BATCH) for start in range(0, len(faces), _BATCH))
+    yield from each_by_a_core(partial(_encode, encoder), batches)
 
-    A core computes a batch by itself, beside the others: the threads of one layer would wait for the slowest of them in every layer.
-    """
+
+def each_by_a_core(work: Callable[[Any], T], batches: Iterable[Any]) -> Iterator[T]:
+    """What `work` makes of each batch, in order. A core computes a batch by itself, beside the others: the threads of one layer would wait
+    for the slowest of them in every layer."""
     import torch
 
-    before, batches = torch.get_num_threads(), (faces.slice(start, _BATCH) for start in range(0, len(faces), _BATCH))
+    before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(partial(_encode, encoder), batches)
+            yield from pool.map(work, batches)
     finally:
         torch.set_num_threads(before)  # a thread's setting becomes the default of those that follow
 

@@ -11,12 +11,25 @@ import torch
 from torch import Tensor
 
 from diffsfsr import weights
+from diffsfsr.config import Data
 from diffsfsr.encoders import Encoder
 from diffsfsr.encoders.dlib_net import DlibResNet
-from diffsfsr.encoders.dln import BACKBONES, AnnotatedDln, CrowdLayer, Dln, Polynomial, triplet_correct, triplet_loss
+from diffsfsr.encoders.dln import (
+    BACKBONES,
+    AnnotatedDln,
+    CrowdLayer,
+    Dln,
+    Polynomial,
+    pose_drift,
+    pose_terms,
+    triplet_correct,
+    triplet_loss,
+)
 from diffsfsr.encoders.facenet import InceptionResnetV1
 from diffsfsr.encoders.warp import DLIB_POINTS, dlib_template
 from diffsfsr.errors import InputError
+from diffsfsr.face import images
+from diffsfsr.face.alignment import align
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +243,56 @@ def test_it_learns_the_expression_of_people_it_never_saw(net: DlibResNet) -> Non
     assert (dln.frozen.state_dict()["head.weight"] == before).all()
 
 
+# --- the head's pose --------------------------------------------------------------------------------------------------
+
+
+def turned(count: int, seed: int, astronaut: Path) -> Tensor:
+    """(n, 68, 2): the astronaut's landmarks on a dome, the mouth more or less open and wide, seen from random sides."""
+    found = align(images.read(astronaut), 128, Data()).crop_landmarks
+    yaw, pitch, opened, widened = torch.rand(4, count, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.5
+    flat = torch.from_numpy(found - found.mean(0)).double().repeat(count, 1, 1)
+    flat[:, [55, 56, 57, 58, 59, 65, 66, 67], 1] += 16 * (opened + 0.5)
+    flat[:, [48, 54], 0] += 12 * widened * torch.tensor([-1.0, 1.0])
+    deep = flat.square().sum(2) / 90  # the further from the middle, the further away
+    x, z = flat[..., 0] * yaw.cos() + deep * yaw.sin(), deep * yaw.cos() - flat[..., 0] * yaw.sin()
+    return torch.stack([x, flat[..., 1] * pitch.cos() + z * pitch.sin()], 2).float() + 64
+
+
+def test_the_drift_with_pose_is_found_and_what_goes_with_a_pose_is_left(astronaut: Path) -> None:
+    """Embeddings of which all is known: a word each, of which one goes with looking up, a drift, and noise."""
+    landmarks, g = turned(1200, 0, astronaut), torch.Generator().manual_seed(1)
+    terms = pose_terms(landmarks)
+    happy = terms[:, 1] - terms[:, 1].mean() + 0.2 * torch.randn(1200, generator=g) > 0
+    words, drift = torch.randn(2, 16, generator=g), 0.2 * torch.randn(4, 16, generator=g)
+    embeddings = words[happy.long()] + terms @ drift + 0.02 * torch.randn(1200, 16, generator=g)
+    labels = ["happiness" if x else "neutral" for x in happy.tolist()]
+    found, blind = pose_drift(embeddings, landmarks, labels), pose_drift(embeddings, landmarks, ["same"] * 1200)
+
+    def moved(slope: Tensor) -> float:
+        return ((terms - terms.mean(0)) @ slope).square().sum(1).mean().sqrt().item()
+
+    assert moved(found - drift) < 0.15 * moved(drift) and moved(found - drift) < 0.25 * moved(blind - drift)
+    assert (pose_drift(embeddings[:100], landmarks[:100], labels[:100]) == 0).all()  # too few to tell
+
+
+def test_an_embedding_is_less_its_drift(net: DlibResNet, astronaut: Path, tmp_path: Path) -> None:
+    found = align(images.read(astronaut), 128, Data())
+    picture, landmarks = images.to_tensor(found.crop), torch.from_numpy(found.crop_landmarks)[None]
+    dln = Dln.from_identity(net).eval()
+    before = dln.version
+    with torch.no_grad():
+        plain = dln(picture, landmarks)
+        torch.testing.assert_close(plain, dln.embed(BACKBONES["dlib"].chips(picture, landmarks)))
+        dln.drift.copy_(0.5 * torch.randn(4, 16, generator=torch.Generator().manual_seed(0)))
+        want = plain - pose_terms(landmarks) @ dln.drift
+        torch.testing.assert_close(dln(picture, landmarks), want / want.norm())
+        assert (want / want.norm() - plain).norm() > 0.01 and dln.version != before
+        dln.save(tmp_path / "whole")
+        dln.save(tmp_path / "half", half=True)
+        torch.testing.assert_close(Dln.load(tmp_path / "whole")(picture, landmarks), want / want.norm())
+        torch.testing.assert_close(Dln.load(tmp_path / "half")(picture, landmarks), want / want.norm(), atol=5e-3, rtol=0)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_save_and_load_give_the_same_network(backbone: str, net: DlibResNet, facenet: InceptionResnetV1, tmp_path: Path) -> None:
     dln = Dln.from_identity({"dlib": net, "facenet": facenet}[backbone], dim=8, seed=3, backbone=backbone)
@@ -289,7 +352,7 @@ def test_load_refuses_what_save_did_not_write(net: DlibResNet, tmp_path: Path) -
         ({"backbone": 1}, "must have"),
         ({"backbone": "vgg"}, "is of backbone 'vgg'; known: dlib, facenet"),
         ({"backbone": "facenet"}, "does not fit"),
-        ({"format": 1}, "format 1"),
+        ({"format": 2}, "format 2"),
     ):
         settings.write_text(json.dumps(json.loads(text) | change))
         refused(said)

@@ -29,11 +29,11 @@ from assets.evaluation import report_folder
 from assets.gates import gates_file
 from assets.registry import champion, contest
 from assets.resources import RegistryResource, Settings
-from assets.shards import current_shards
+from assets.shards import current_shards, views_of
 from assets.stores.catalogue import Catalogue
 from assets.stores.registry import Registry, content_hash
 from assets.stores.workspace import aligned
-from diffsfsr import tables
+from diffsfsr import config, tables
 from diffsfsr.encoders import load_encoder
 from diffsfsr.evaluation.report.files import read_results
 from diffsfsr.face.images import decode, read, to_tensor
@@ -171,6 +171,22 @@ def test_training_shards_hold_the_latents_of_their_crops(story: Story) -> None:
         latent = autoencoder.encode(to_tensor(decode(face["crop"])))[0].numpy().reshape(-1)
     gap = np.abs(rows[face["face_id"]]["latent"] - latent)
     assert gap.mean() < 0.02 * latent.std() and gap.max() < 0.05 * np.abs(latent).max()  # encoded in bf16
+
+
+def test_a_mirrored_view_shows_the_mirrored_expression(story: Story) -> None:
+    from assets.embeddings import load_dln
+    from diffsfsr.model.autoencoder import LatentAutoencoder
+
+    workspace, preset = story.operator.workspace, config.override(story.operator.preset, {"data.augment": ["flip"]})
+    face = next(face for face in story.faces() if face["split"] == "train")
+    masks = dict(zip(*workspace.table(f"masks-{preset.crop}", workspace.shards()).to_pydict().values(), strict=True))
+    autoencoder, dln = LatentAutoencoder.from_pretrained(current_shards(workspace, preset).autoencoder).eval(), load_dln(workspace, preset)
+    own, other = views_of([face], masks, preset, autoencoder, dln)
+    assert "expression" not in own  # which is cached
+    picture = np.ascontiguousarray(decode(face["crop"])[:, ::-1])
+    with torch.no_grad():
+        want = dln(to_tensor(picture), torch.from_numpy(np.float32(other["landmarks"]).reshape(1, 68, 2)))[0].numpy()
+    np.testing.assert_allclose(other["expression"], want, atol=1e-5)
 
 
 def test_the_reports_have_numbers_a_grid_and_a_page(story: Story) -> None:

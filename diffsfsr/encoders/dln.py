@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,15 @@ from diffsfsr.encoders.dlib_net import DlibResNet, dlib_chips
 from diffsfsr.encoders.facenet import InceptionResnetV1, facenet_chips
 from diffsfsr.encoders.frozen import freeze, weights_version
 from diffsfsr.errors import InputError, did_you_mean
+from diffsfsr.face.gestures import GESTURES, gestures
+from diffsfsr.face.pose import head_pose
 
-_FORMAT = 2
+_FORMAT = 3
 _WEIGHTS, _SETTINGS = "dln.safetensors", "dln.json"
 _FROZEN = "frozen."  # what the names of the frozen twin's tensors begin with
 _LARGEST_SETTINGS = 100_000  # bytes
+_TURN = 20.0  # degrees that count as one in `pose_terms`
+_FEWEST = 300  # faces from which a drift can be told
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ BACKBONES = {
 class Dln(nn.Module):
     """Encoder "dln": images and landmarks -> expression embedding (B, dim) of unit length.
 
-    deviation = sigmoid(gain * trained(chip)) - sigmoid(gain * frozen(chip)); embedding = W1 x + W2 x^2 + W3 x^3 of it.
+    deviation = sigmoid(gain * trained(chip)) - sigmoid(gain * frozen(chip)); embedding = W1 x + W2 x^2 + W3 x^3 of it, less what the
+    head's pose adds to that (`pose_drift`): a face that looks up has the embedding of the same face looking ahead.
     """
 
     name = "dln"
@@ -83,6 +88,7 @@ class Dln(nn.Module):
         self.frozen = freeze(copy.deepcopy(net))
         self.trained = copy.deepcopy(net).eval().requires_grad_(True)
         self.projection = Polynomial(self.backbone.dim, dim, generator)
+        self.register_buffer("drift", torch.zeros(POSE_TERMS, dim))
         with torch.no_grad():
             for p in self.trained.parameters() if perturbation else ():
                 p.mul_(1 + perturbation * torch.randn(p.shape, generator=generator).to(p))
@@ -93,11 +99,16 @@ class Dln(nn.Module):
         return cls(net if isinstance(net, nn.Module) else _backbone(backbone).read(net), dim, seed, backbone=backbone)
 
     def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
-        """images (B, 3, H, W) in [-1, 1], landmarks (B, 68, 2) in their pixels -> (B, dim), unit length."""
-        return self.embed(self.backbone.chips(images, landmarks))
+        """images (B, 3, H, W) in [-1, 1], landmarks (B, 68, 2) in their pixels -> (B, dim), unit length. Not differentiable in the
+        landmarks."""
+        embedding = self.embed(self.backbone.chips(images, landmarks))
+        if not self.drift.any():
+            return embedding
+        return F.normalize(embedding - pose_terms(landmarks).to(embedding) @ self.drift, dim=1)
 
     def embed(self, chips: Tensor) -> Tensor:
-        """The same from the backbone's chips in 0..255. What follows the twins is float32: their difference is small."""
+        """The same from the backbone's chips in 0..255, its drift with the head's pose left in. What follows the twins is float32: their
+        difference is small."""
         gain = self.backbone.gain
         trained, frozen = self.trained(chips), self.frozen(chips)
         with torch.autocast(chips.device.type, enabled=False):
@@ -119,6 +130,7 @@ class Dln(nn.Module):
         rounded = copy.deepcopy(self)
         for part in (rounded.trained, rounded.projection):
             part.half().float()
+        rounded.drift.copy_(rounded.drift.half())
         return rounded
 
     def save(self, folder: Path, half: bool = False) -> None:
@@ -200,6 +212,38 @@ class AnnotatedDln(nn.Module):
         """
         embedding = self.dln(images, landmarks)
         return torch.stack([self.crowd(embedding[column], annotator) for column in triplets.T])
+
+
+# --- the head's pose --------------------------------------------------------------------------------------------------
+
+POSE_TERMS = 4
+
+
+def pose_terms(landmarks: Tensor) -> Tensor:
+    """(B, 68, 2) in any pixels -> (B, 4) float32: yaw and pitch in units of 20 degrees, and their squares. Without gradient."""
+    poses = [head_pose(points) for points in landmarks.detach().float().cpu().numpy()]
+    turned = torch.tensor([(pose.yaw, pose.pitch) for pose in poses], device=landmarks.device).reshape(-1, 2) / _TURN
+    return torch.cat([turned, turned.square()], 1)
+
+
+def pose_drift(embeddings: Tensor, landmarks: Tensor, labels: Sequence[str]) -> Tensor:
+    """(4, dim): how unit embeddings (n, dim) of faces with landmarks (n, 68, 2) move with `pose_terms`, at equal expression.
+
+    A picture of a face tells its expression and its pose together: who looks up seems to smile, and a network that learned expressions
+    from pictures says so. A model that is asked for such an embedding turns the head. By least squares, beside what a turn does not
+    change, so that expressions that go with a pose are left alone: the label, and how far the mouth is open and wide. All zero where the
+    faces are too few to tell.
+    """
+    if len(embeddings) < _FEWEST:
+        return embeddings.new_zeros(POSE_TERMS, embeddings.shape[1])
+    terms = pose_terms(landmarks).double().cpu()
+    shown = torch.from_numpy(gestures(landmarks.cpu().numpy())[:, [GESTURES.index("open"), GESTURES.index("wide")]]).double()
+    words = torch.tensor([[label == word for word in sorted(set(labels))] for label in labels]).double()
+    solution = torch.linalg.lstsq(torch.cat([terms, shown, words], 1), embeddings.double().cpu(), driver="gelsd").solution
+    return solution[:POSE_TERMS].to(embeddings)
+
+
+# --- triplets ---------------------------------------------------------------------------------------------------------
 
 
 def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float | Tensor) -> Tensor:

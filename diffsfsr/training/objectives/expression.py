@@ -14,6 +14,8 @@ from diffsfsr.config import Preset
 from diffsfsr.training.data import Batch, Crops, Position
 from diffsfsr.training.run import Inputs
 
+_SEEN, _AT_ONCE = 5000, 32  # faces by which the drift with the head's pose is told, and in one call of the network
+
 
 class ExpressionObjective:
     """The DLN: faces of one expression near each other, whoever shows it (Zhang et al., CVPR 2021).
@@ -49,8 +51,15 @@ class ExpressionObjective:
         return {"loss": loss, "accuracy": triplet_correct(anchor, positive, negative).float()}
 
     def save(self, folder: Path) -> None:
-        """The DLN alone: an embedding is used without the crowd layer."""
-        self.network.dln.save(folder)
+        """The DLN alone: an embedding is used without the crowd layer, and less its drift with the head's pose."""
+        from diffsfsr.encoders.dln import pose_drift
+
+        dln, seen = self.network.dln, np.linspace(0, len(self.crops) - 1, min(len(self.crops), _SEEN)).astype(np.int64)
+        with torch.inference_mode():
+            parts = [dln(**self.crops.batch(items)) for items in np.array_split(seen, -(-len(seen) // _AT_ONCE))]
+        landmarks = torch.from_numpy(self.crops.landmarks[seen])
+        dln.drift.copy_(pose_drift(torch.cat(parts), landmarks, [self.crops.emotions[i] for i in seen]))
+        dln.save(folder)
 
 
 def _triplet_source(name: str, crops: Crops, inputs: Inputs) -> Any:
