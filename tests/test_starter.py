@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from assets.portraits import Serving, begin
+from diffsfsr import presets
 from diffsfsr.config import Data
 from diffsfsr.emotions import NEUTRAL, WORDS
 from diffsfsr.encoders import load_encoder
@@ -92,4 +92,4 @@ def test_the_folder_is_what_its_record_says(serving: Serving) -> None:
     figures = record["measured"]["lfw"]["all"]
     assert figures["items"] >= 200 and figures["independent"] and figures["id_top1"]["mean"] >= 40
     assert f"{figures['id_top1']['mean']:.3g}" in (shipped.PLACE / "README.md").read_text(encoding="utf-8")
-    assert json.loads((shipped.PLACE / "preset.json").read_text(encoding="utf-8"))["name"] == "starter"
+    assert presets.tuned(shipped.preset_of(shipped.PLACE).name) == "starter-tuned"

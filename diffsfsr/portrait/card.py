@@ -216,12 +216,15 @@ def _made(facts: Facts) -> str:
     p = facts.preset
     changed = "".join(f" --set '{key}={value}'" for key, value in _changes(p).items())
     prepared = [f"    diffsfsr run prepare --preset {p.name} --data {name}" for name in facts.trained_on]
-    after = [f"    diffsfsr run {job} --preset {p.name}{changed}" for job in ("train", "evaluate")]
+    on_from = p.name in presets.TUNED
+    trained = f"{presets.TUNED[p.name]} --from MODEL" if on_from else p.name
+    after = [f"    diffsfsr run train --preset {trained}{changed}", f"    diffsfsr run evaluate --preset {p.name}"]
     images = p.training.batch * p.training.accumulation * p.training.processes
+    experts = "are those of the model it was trained on from" if on_from else "are trained before it by the same command"
     return (
         "\n".join([*prepared, *after, f"    diffsfsr export --preset {p.name}"])
         + f"\n\n{p.training.steps} steps of {images} images for the diffusion model, whose preset with every setting is in `preset.json`; "
-        "the autoencoder and the expression encoder are trained before it by the same command."
+        f"the autoencoder and the expression encoder {experts}."
     )
 
 
