@@ -22,7 +22,7 @@ from diffsfsr.config import Preset
 from diffsfsr.errors import NotReady
 from diffsfsr.face.aliases import LFW_ALIASES
 
-ASSESSMENT_VERSION = 2
+ASSESSMENT_VERSION = 3
 _SAMPLE = 200  # faces that parsers and pose estimators are compared on
 _CENTROIDS = 2000  # training faces that stand for all of them in an expression's centroid
 

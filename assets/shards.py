@@ -21,7 +21,7 @@ from diffsfsr.presets import embedded_by
 from diffsfsr.training.run import Inputs, RunDirectory
 from diffsfsr.weights import SMALL
 
-_BATCH = 32
+_PIXELS = 32 * 128**2  # of the faces that a core works on at once, before their views
 
 
 @dg.asset(partitions_def=partitions.shards, deps=[catalogue, face_masks, "autoencoder"], kinds={"torch", "parquet"}, group_name="model")
@@ -39,7 +39,7 @@ def shard_kind(workspace: Workspace, preset: Preset) -> str:
     return kind_of(preset.crop, (*embedded_by(preset), *preset.data.augment), *versions)
 
 
-SHARD_VERSION = 3  # goes up with every change of what a face becomes here: _encode, and diffsfsr.face.augment
+SHARD_VERSION = 3  # goes up with every change of what a face becomes here: views_of, and diffsfsr.face.augment
 
 
 def shard_mark(workspace: Workspace, shard: Shard, preset: Preset) -> str:
@@ -90,7 +90,8 @@ def encode_shard(workspace: Workspace, catalogue: Catalogue, shard: Shard, prese
     autoencoder.to(memory_format=torch.channels_last)
     dln = load_dln(workspace, preset)
     embeddings, widths = _embeddings(catalogue, faces["face_id"].to_pylist(), shard, preset)
-    batches = [faces.slice(start, _BATCH).to_pylist() for start in range(0, len(faces), _BATCH)]
+    size = max(1, _PIXELS // preset.crop**2)
+    batches = (faces.slice(start, size).to_pylist() for start in range(0, len(faces), size))
     made = each_by_a_core(lambda part: views_of(part, masks, preset, autoencoder, dln), batches)
     rows = [embeddings[row["face_id"]] | row for part in made for row in part]
     schema = tables.training_schema(preset.autoencoder.channels, preset.latent, widths, preset.dln.dim)

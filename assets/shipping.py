@@ -36,7 +36,8 @@ def export(workspace: Workspace, model: Path, out: Path, by_eye: str = "") -> di
     words = _words(workspace, origin.shards, model, preset)
     counts = {label: words["emotion"].to_pylist().count(label) for label in dict.fromkeys(words["emotion"].to_pylist())}
     trained_on = origin.before | _counts(workspace, origin.shards, preset)
-    told = Facts(preset, trained_on, counts, measured, named, from_another=bool(origin.before), by_eye=by_eye)
+    own = tuple(sorted({shard.dataset for shard in origin.shards})) if origin.before else ()
+    told = Facts(preset, trained_on, counts, measured, named, own, by_eye)
     evaluation = {"model": content_hash(model), "preset": preset.name, "trained_on": trained_on, "words": counts}
     evaluation |= {"measured": measured, "named": named}
     size = shipped.write(out, model, words, evaluation, card(told))

@@ -10,7 +10,7 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def half_of(precision: str, device: str) -> torch.dtype | None:
     """What a precision is on a kind of device ("cpu", "cuda"); None is float32.
 
-    A CPU without instructions for bf16 (AVX-512's or AMX's) has it emulated, eight times slower than float32 where that was measured:
+    A CPU without instructions for bf16 has it emulated, eight times slower than float32 where that was measured:
     there it is float32. What is trained is the same but for rounding.
     """
     if device == "cpu" and precision == "bf16" and not _has_bf16():
@@ -26,4 +26,4 @@ def autocast(precision: str, device: str) -> torch.autocast:
 
 def _has_bf16() -> bool:
     has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16")) or has.get("architecture") != "x86_64"
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's

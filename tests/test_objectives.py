@@ -545,6 +545,18 @@ def test_the_dln_learns_and_its_file_loads(crops: Inputs, tmp_path: Path) -> Non
         assert torch.equal(again(images, landmarks), objective.network.dln(images, landmarks))
 
 
+def test_a_saved_dln_is_less_its_drift_however_often_it_is_saved(crops: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffsfsr.encoders import dln
+
+    monkeypatch.setattr(dln, "_FEWEST", 5)
+    objective = ExpressionObjective(dln_preset(training__batch=8), crops)
+    for name in ("first", "second"):
+        objective.save(tmp_path / name)
+    first, second = (dln.Dln.load(tmp_path / name) for name in ("first", "second"))
+    assert first.drift.any() and first.version == second.version != objective.network.dln.version
+    assert not objective.network.dln.drift.any()  # what is trained stays as it is
+
+
 def test_a_drawn_batch_is_the_triplets_of_its_faces(crops: Inputs) -> None:
     """What the network is given against the crops themselves: the places in the batch lead back to the right pictures."""
     row = dln_preset(training__batch=30)

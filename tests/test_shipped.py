@@ -226,7 +226,9 @@ def test_a_tuned_model_says_who_else_is_in_it(workspace: Workspace, model: Path,
     made = shipping.export(workspace, tuned, tmp_path / "out")
     recorded = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert recorded["trained_on"] == {"faces": [5, 5], "strangers": [5, 5]} and made["words"] == recorded["words"]
-    assert "trained on from another model" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "trained on from another model" in card and "diffsfsr run train --preset tiny --from MODEL" in card
+    assert "prepare --preset tiny --data strangers" in card and "--data faces" not in card  # what it was made from, not its basis
     inputs["start_from"] = str(model)
     tables.write_json(tuned.parent / "config.json", {"inputs": inputs})
     with pytest.raises(NotReady, match="does not say from whom"):

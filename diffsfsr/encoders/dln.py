@@ -25,11 +25,11 @@ from diffsfsr.errors import InputError, did_you_mean
 from diffsfsr.face.gestures import GESTURES, gestures
 from diffsfsr.face.pose import head_pose
 
-_FORMAT = 3
+_FORMAT, _WITHOUT_DRIFT = 3, 2
 _WEIGHTS, _SETTINGS = "dln.safetensors", "dln.json"
 _FROZEN = "frozen."  # what the names of the frozen twin's tensors begin with
 _LARGEST_SETTINGS = 100_000  # bytes
-_TURN = 20.0  # degrees that count as one in `pose_terms`
+_TURN, _FURTHEST = 20.0, 3.0  # degrees that count as one in `pose_terms`, and the most that counts: beyond it landmarks are wrong
 _FEWEST = 300  # faces from which a drift can be told
 
 
@@ -101,10 +101,21 @@ class Dln(nn.Module):
     def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
         """images (B, 3, H, W) in [-1, 1], landmarks (B, 68, 2) in their pixels -> (B, dim), unit length. Not differentiable in the
         landmarks."""
-        embedding = self.embed(self.backbone.chips(images, landmarks))
+        return self.less_drift(self.embed(self.backbone.chips(images, landmarks)), landmarks)
+
+    def less_drift(self, embedding: Tensor, landmarks: Tensor) -> Tensor:
+        """What `embed` gave, (B, dim), without what the pose of the heads with these landmarks adds to it."""
         if not self.drift.any():
             return embedding
-        return F.normalize(embedding - pose_terms(landmarks).to(embedding) @ self.drift, dim=1)
+        with torch.autocast(embedding.device.type, enabled=False):
+            return F.normalize(embedding - pose_terms(landmarks).to(embedding) @ self.drift, dim=1)
+
+    def alone(self) -> Dln:
+        """The same weights in a network of its own, which no engine has its hooks in and that has no drift yet; frozen."""
+        dln = Dln(self.backbone.net(), self.dim, perturbation=0.0, backbone=self.backbone.name)
+        dln.load_state_dict({name: value.detach() for name, value in self.state_dict().items()})
+        dln.drift.zero_()
+        return freeze(dln.to(self.drift.device))
 
     def embed(self, chips: Tensor) -> Tensor:
         """The same from the backbone's chips in 0..255, its drift with the head's pose left in. What follows the twins is float32: their
@@ -122,8 +133,10 @@ class Dln(nn.Module):
 
     @property
     def version(self) -> str:
-        """sha256 of the present weights; it changes with every training step."""
-        return weights_version(self, f"dln {self.dim} gain {self.backbone.gain}, {self.backbone.recipe}")
+        """sha256 of the present weights; it changes with every training step. One without a drift has the version that it had before
+        there were any."""
+        recipe = f"dln {self.dim} gain {self.backbone.gain}, {self.backbone.recipe}"
+        return weights_version(self, recipe, () if self.drift.any() else ("drift",))
 
     def halved(self) -> Dln:
         """The same with every trained weight rounded to what float16 holds; still float32. Another encoder, of a version of its own."""
@@ -159,7 +172,7 @@ class Dln(nn.Module):
         settings = _read_settings(folder / _SETTINGS)
         backbone = settings["backbone"]
         dln = cls(BACKBONES[backbone].net(), settings["dim"], perturbation=0.0, backbone=backbone)
-        _load_strictly(dln, folder / _WEIGHTS)
+        _load_strictly(dln, folder / _WEIGHTS, absent=("drift",) if settings["format"] == _WITHOUT_DRIFT else ())
         if dln.version != settings["version"]:
             raise InputError(f"{folder / _WEIGHTS} is not the one that {_SETTINGS} beside it names: save again")
         return dln if trainable else freeze(dln)
@@ -223,6 +236,7 @@ def pose_terms(landmarks: Tensor) -> Tensor:
     """(B, 68, 2) in any pixels -> (B, 4) float32: yaw and pitch in units of 20 degrees, and their squares. Without gradient."""
     poses = [head_pose(points) for points in landmarks.detach().float().cpu().numpy()]
     turned = torch.tensor([(pose.yaw, pose.pitch) for pose in poses], device=landmarks.device).reshape(-1, 2) / _TURN
+    turned = turned.clamp(-_FURTHEST, _FURTHEST)
     return torch.cat([turned, turned.square()], 1)
 
 
@@ -291,7 +305,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     kinds = {"format": int, "kind": str, "backbone": str, "dim": int, "version": str}
     if not isinstance(settings, dict) or {key: type(value) for key, value in settings.items()} != kinds:
         raise InputError(f"{path} is not a DLN's settings: it must have {', '.join(kinds)}")
-    if (settings["kind"], settings["format"]) != ("dln", _FORMAT) or not 1 <= settings["dim"] <= 1024:
+    if settings["kind"] != "dln" or settings["format"] not in (_WITHOUT_DRIFT, _FORMAT) or not 1 <= settings["dim"] <= 1024:
         found = f"kind {settings['kind']!r}, format {settings['format']}, dim {settings['dim']}"
         raise InputError(f"{path} is of {found}: not a DLN of format {_FORMAT}")
     if settings["backbone"] not in BACKBONES:
@@ -299,13 +313,13 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _load_strictly(dln: Dln, path: Path) -> None:
-    """Names and shapes are compared from the file's header, before any tensor is read."""
+def _load_strictly(dln: Dln, path: Path, absent: Sequence[str] = ()) -> None:
+    """Names and shapes are compared from the file's header, before any tensor is read. `absent`: tensors that the file has not."""
     from safetensors import SafetensorError, safe_open
 
     from diffsfsr.weights import resolve
 
-    want = {name: list(value.shape) for name, value in dln.state_dict().items()}
+    want = {name: list(value.shape) for name, value in dln.state_dict().items() if name not in absent}
     try:
         with safe_open(path, "pt") as f:
             found = {name: f.get_slice(name).get_shape() for name in f.keys()}
@@ -315,7 +329,7 @@ def _load_strictly(dln: Dln, path: Path) -> None:
             if wrong:
                 pair = f"{wrong[0]} is {found.get(wrong[0], 'absent')} where {want.get(wrong[0], 'nothing')} belongs"
                 raise InputError(f"{path} does not fit: {pair}")
-            dln.load_state_dict({name: f.get_tensor(name) for name in found}, strict=not alone)
+            dln.load_state_dict({name: f.get_tensor(name) for name in found}, strict=not alone and not absent)
         if alone:
             dln.frozen.load_state_dict(dln.backbone.read(resolve(dln.backbone.published)).state_dict())
     except (OSError, SafetensorError) as e:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import TypeVar
 
 import torch
@@ -16,10 +17,10 @@ def freeze(module: M) -> M:
     return module.eval().requires_grad_(False)
 
 
-def weights_version(module: nn.Module, recipe: str) -> str:
-    """sha256 over `recipe` (what is done beside the weights) and every tensor's name, shape and float32 values."""
+def weights_version(module: nn.Module, recipe: str, without: Collection[str] = ()) -> str:
+    """sha256 over `recipe` (what is done beside the weights) and every tensor's name, shape and float32 values; `without` those named."""
     digest = hashlib.sha256(recipe.encode())
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted((name, value) for name, value in module.state_dict().items() if name not in without):
         digest.update(f"|{name}|{tuple(value.shape)}|".encode())
         digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -41,8 +41,9 @@ def encode(dln: Dln, crops: Crops, blendshapes: np.ndarray | None = None, batch:
     expression, identity = [], []
     for part in np.array_split(np.arange(len(crops)), -(-len(crops) // batch)):
         drawn = crops.batch(part)
-        chips = dln.backbone.chips(drawn["images"].to(device), drawn["landmarks"].to(device))
-        expression.append(dln.embed(chips).float().cpu().numpy())
+        images, landmarks = drawn["images"].to(device), drawn["landmarks"].to(device)
+        chips = dln.backbone.chips(images, landmarks)
+        expression.append(dln.less_drift(dln.embed(chips), landmarks).float().cpu().numpy())
         identity.append(dln.frozen(chips).float().cpu().numpy())
     return Faces(np.concatenate(expression), np.concatenate(identity), crops.people, crops.emotions, blendshapes)
 

@@ -38,7 +38,7 @@ class Facts:
     words: Mapping[str, int]
     measured: Mapping[str, Mapping[str, Any]]
     named: Mapping[str, Mapping[str, Any]]
-    from_another: bool = False  # trained on from another model of this project
+    own: tuple[str, ...] = ()  # those data sets that this very training read, where it went on from another model of this project
     by_eye: str = ""
 
 
@@ -105,7 +105,7 @@ def _body(facts: Facts) -> str:
 
 
 def _about(facts: Facts) -> str:
-    p, start = facts.preset, "on from another model of this project" if facts.from_another else "from nothing"
+    p, start = facts.preset, "on from another model of this project" if facts.own else "from nothing"
     words = ", ".join(f"{label} {count}" for label, count in facts.words.items())
     return (
         f"A selfie says who, an emotion word which expression, a photograph where: the portrait keeps the identity, shows the expression "
@@ -215,12 +215,11 @@ def _licence(p: Preset) -> str:
 def _made(facts: Facts) -> str:
     p = facts.preset
     changed = "".join(f" --set '{key}={value}'" for key, value in _changes(p).items())
-    prepared = [f"    diffsfsr run prepare --preset {p.name} --data {name}" for name in facts.trained_on]
-    on_from = p.name in presets.TUNED
-    trained = f"{presets.TUNED[p.name]} --from MODEL" if on_from else p.name
-    after = [f"    diffsfsr run train --preset {trained}{changed}", f"    diffsfsr run evaluate --preset {p.name}"]
+    prepared = [f"    diffsfsr run prepare --preset {p.name} --data {name}" for name in facts.own or facts.trained_on]
+    on_from = f"{presets.TUNED.get(p.name, p.name)} --from MODEL" if facts.own else p.name
+    after = [f"    diffsfsr run {job}{changed}" for job in (f"train --preset {on_from}", f"evaluate --preset {p.name}")]
     images = p.training.batch * p.training.accumulation * p.training.processes
-    experts = "are those of the model it was trained on from" if on_from else "are trained before it by the same command"
+    experts = "are those of the model it was trained on from" if facts.own else "are trained before it by the same command"
     return (
         "\n".join([*prepared, *after, f"    diffsfsr export --preset {p.name}"])
         + f"\n\n{p.training.steps} steps of {images} images for the diffusion model, whose preset with every setting is in `preset.json`; "

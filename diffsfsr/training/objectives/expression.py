@@ -54,9 +54,10 @@ class ExpressionObjective:
         """The DLN alone: an embedding is used without the crowd layer, and less its drift with the head's pose."""
         from diffsfsr.encoders.dln import pose_drift
 
-        dln, seen = self.network.dln, np.linspace(0, len(self.crops) - 1, min(len(self.crops), _SEEN)).astype(np.int64)
-        with torch.inference_mode():
-            parts = [dln(**self.crops.batch(items)) for items in np.array_split(seen, -(-len(seen) // _AT_ONCE))]
+        dln, seen = self.network.dln.alone(), np.linspace(0, len(self.crops) - 1, min(len(self.crops), _SEEN)).astype(np.int64)
+        with torch.no_grad():
+            batches = map(self.crops.batch, np.array_split(seen, -(-len(seen) // _AT_ONCE)))
+            parts = [dln(**{name: value.to(dln.drift.device) for name, value in batch.items()}).cpu() for batch in batches]
         landmarks = torch.from_numpy(self.crops.landmarks[seen])
         dln.drift.copy_(pose_drift(torch.cat(parts), landmarks, [self.crops.emotions[i] for i in seen]))
         dln.save(folder)
