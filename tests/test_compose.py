@@ -70,9 +70,10 @@ def test_an_absent_encoder_is_named_and_its_null_token_stands_in(
     assert torch.equal(tokens[0, 0], alone.pipeline.tokens.null[0]) and torch.equal(tokens[0, 2], alone.pipeline.tokens.null[2])
     assert not torch.equal(tokens[0, 1], alone.pipeline.tokens.null[1])
     scene, mask, expression = to_tensor(face.crop), hull_mask(face.crop_landmarks, PRESET.crop)[None], alone.embed_expression(face)
-    made = alone.generate(scene, mask, identity, expression, [3])
-    same = studio.generate(scene, mask, {"dlib": identity["dlib"]}, expression, [3])
-    full = studio.generate(scene, mask, everything, expression, [3])
+    marks = face.crop_landmarks[None]
+    made = alone.generate(scene, mask, marks, identity, expression, [3])
+    same = studio.generate(scene, mask, marks, {"dlib": identity["dlib"]}, expression, [3])
+    full = studio.generate(scene, mask, marks, everything, expression, [3])
     assert np.array_equal(made, same) and not np.array_equal(made, full)
     portrait = alone.compose([face], read(astronaut), None, task="identity")
     assert portrait.outliers == {} and portrait.image.shape == read(astronaut).shape
@@ -125,7 +126,7 @@ def test_sittings_of_one_kind_are_painted_together_and_in_order(
     first = alone.sit([selfie], scene, None, task="identity", seed=1)
     others = [dataclasses.replace(first, seed=seed, steps=2 + seed % 2) for seed in range(2, 6)]
     calls, real = [], alone.generate
-    monkeypatch.setattr(alone, "generate", lambda *args: (calls.append((args[4], args[5])), real(*args))[1])
+    monkeypatch.setattr(alone, "generate", lambda *args: (calls.append((args[5], args[6])), real(*args))[1])
     monkeypatch.setattr("diffsfsr.portrait.compose.TOGETHER", 2)
     made = alone.paint([first, *others])
     assert calls == [([1, 2], 2), ([4], 2), ([3, 5], 3)]  # (seeds, steps): the preset's own two steps, and the others'

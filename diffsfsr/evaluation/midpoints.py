@@ -133,7 +133,8 @@ def _bound(studio: Studio, batch: Batch) -> PredictZ0:
     condition = torch.cat([batch[name] for name in shown], 1)
     identity = {name: batch[f"id_{name}"] for name in studio.identity.present}
     present = torch.cat([batch["present"], torch.ones_like(batch["present"][:, :1])], 1)
-    return lambda z_t, t: model.predict_z0(z_t, t, condition, identity, batch["expression"], present)
+    told = studio.dln.posed(batch["expression"], batch["landmarks"])
+    return lambda z_t, t: model.predict_z0(z_t, t, condition, identity, told, present)
 
 
 def _looking(studio: Studio, batch: Batch) -> Look:

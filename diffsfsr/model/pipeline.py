@@ -167,7 +167,8 @@ class DiffSFSRPipeline(DiffusionPipeline):
         Args:
             scene: (B,3,S,S) in [-1, 1]. mask: (B,1,S,S), 1 on the face.
             identity: encoder name -> (B,D) raw embeddings; an encoder left out is replaced by its null token.
-            expression: (B,16) or None. present: (B,K+1) bool, see `ConditionTokens.forward`.
+            expression: (B,16) as the scene's head would show it (`Dln.posed`), or None.
+            present: (B,K+1) bool, see `ConditionTokens.forward`.
             steps, guidance, eta: the trained preset's unless given; see `sample`.
             seeds: one per item; 0..B-1 unless given. generator: in place of seeds, one for all items in turn, or one per item.
             output_type: pt, np, pil or latent, see `FaceOutput`.

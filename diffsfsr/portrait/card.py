@@ -14,7 +14,13 @@ SHOWN = (  # of all that is measured
     *("id_top1", "id_cosine", "id_ratio", "expression_distance", "smile_correlation", "jaw_correlation"),
     *("pose_error", "seam", "failure_rate"),
 )
-NAMED = {"output": "portraits, %", "photograph": "photographs, %", "ratio": "portraits over photographs"}
+NAMED = {
+    "output": "portraits, %",
+    "reference": "their references, %",
+    "ratio_reference": "portraits over references",
+    "photograph": "photographs held out, %",
+    "ratio": "portraits over photographs",
+}
 _REMARKS = {  # data set -> its licence and the consent of those it shows
     "lfw": "Labeled Faces in the Wild, deep-funneled: press photographs collected for research. They are NOT openly licensed, and the "
     "people in them were not asked. The expression labels are by others (Apache-2.0) and noisy.",
@@ -163,8 +169,9 @@ def _words(dataset: str, found: Mapping[str, Any]) -> str:
     head = ["word", *NAMED.values()]
     return (
         f"### {dataset}, by word\n\n{_table([head, ['---'] * len(head), *rows])}\n\n"
-        f"How often {found['classifier']} takes a portrait for the family of the word that was asked for, and a held-out photograph with a "
-        "label of that word for its own: the classifier errs, and the labels are noisy, so that the one is read beside the other."
+        f"How often {found['classifier']} takes a portrait for the family of the word that was asked for, the photograph whose expression "
+        "stood for the word, and a held-out photograph with a label of that word: the classifier errs, and the labels are noisy, so that "
+        "the first is read beside the others."
     )
 
 

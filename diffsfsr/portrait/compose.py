@@ -187,6 +187,7 @@ class Studio:
             crops = self.generate(
                 to_tensor(np.stack([sitting.target.crop for sitting in sittings])),
                 np.stack([sitting.mask for sitting in sittings]),
+                np.stack([sitting.target.crop_landmarks for sitting in sittings]),
                 {name: torch.stack([sitting.identity[name] for sitting in sittings]) for name in sittings[0].identity},
                 torch.stack([sitting.expression for sitting in sittings]),
                 [sitting.seed for sitting in sittings],
@@ -199,16 +200,19 @@ class Studio:
         self,
         scenes: Tensor,
         masks: np.ndarray,
+        landmarks: np.ndarray,
         identity: dict[str, Tensor],
         expression: Tensor,
         seeds: Sequence[int],
         steps: int = 0,
         sampler: str = "",
     ) -> np.ndarray:
-        """(B, S, S, 3) uint8 faces for scenes (B, 3, S, S), masks (B, S, S) of 0 and 1 and embeddings of B rows; not pasted back."""
+        """(B, S, S, 3) uint8 faces for scenes (B, 3, S, S), masks (B, S, S) of 0 and 1, the landmarks of the scenes' faces (B, 68, 2) in
+        crop pixels and embeddings of B rows; not pasted back. The model is told the expression in the pose of the scene's head."""
         self.pipeline.set_sampler(sampler or self.preset.sampling.sampler)
         mask = torch.from_numpy(masks)[:, None].float()
-        made = self.pipeline(scenes, mask, dict(identity), expression, steps=steps or None, seeds=list(seeds), output_type="np")
+        told = self.dln.posed(expression, torch.from_numpy(np.float32(landmarks)))
+        made = self.pipeline(scenes, mask, dict(identity), told, steps=steps or None, seeds=list(seeds), output_type="np")
         return made.images
 
 

@@ -78,7 +78,8 @@ class Validation:
         identity: dict[str, Tensor | None] = {name: batch[f"id_{name}"] for name in told.identity}
         present = batch["present"][:, : len(told.identity)]
         present = torch.cat([present, torch.ones_like(present[:, :1])], 1)
-        model_fn = conditioned(self.network, condition_of(batch, told), identity, batch["expression"], present)
+        expression = self.objective.dln.posed(batch["expression"], batch["landmarks"])
+        model_fn = conditioned(self.network, condition_of(batch, told), identity, expression, present)
         keep = (batch["latent"], batch["mask"]) if told.background == "segmentation" else None
         seeds = range(len(present))
         made = sample(model_fn, batch["latent"].shape[1:], self.scheduler, s.steps, seeds, s.guidance, device, keep=keep, eta=s.eta)

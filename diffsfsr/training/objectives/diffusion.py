@@ -110,7 +110,8 @@ class DiffusionObjective:
         present[:, :-1] &= chance[:, :-2] >= c.slot_dropout
         present &= (chance[:, -1] >= c.drop_all)[:, None]
         identity = {name: batch[f"id_{name}"] for name in c.identity}
-        return {"condition": condition, "identity": identity, "expression": batch["expression"], "present": present}
+        told = self.dln.posed(batch["expression"], batch["landmarks"])  # the expression in the pose of the scene's head
+        return {"condition": condition, "identity": identity, "expression": told, "present": present}
 
     def _weights(self, batch: Batch) -> Tensor:
         """Where L_DM counts, (B, 1, h, w): everywhere on a self triplet, outside the face on a cross triplet."""
