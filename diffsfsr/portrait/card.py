@@ -165,13 +165,14 @@ def _tables(facts: Facts) -> str:
 
 def _words(dataset: str, found: Mapping[str, Any]) -> str:
     """A row a word: how often its portraits are taken for its family, beside photographs with a label of it."""
-    rows = [[name, *(_cell(found.get(f"{name}_{kind}")) for kind in NAMED)] for name in words_of(found)]
-    head = ["word", *NAMED.values()]
+    kinds = [kind for kind in NAMED if any(_cell(found.get(f"{name}_{kind}")) != "-" for name in words_of(found))]
+    rows = [[name, *(_cell(found.get(f"{name}_{kind}")) for kind in kinds)] for name in words_of(found)]
+    head = ["word", *(NAMED[kind] for kind in kinds)]
     return (
         f"### {dataset}, by word\n\n{_table([head, ['---'] * len(head), *rows])}\n\n"
-        f"How often {found['classifier']} takes a portrait for the family of the word that was asked for, the photograph whose expression "
-        "stood for the word, and a held-out photograph with a label of that word: the classifier errs, and the labels are noisy, so that "
-        "the first is read beside the others."
+        f"How often {found['classifier']} takes a portrait for the family of the word that was asked for, beside photographs with a label "
+        "of that word (those whose expression stood for it, where they are at hand, and those held out): the classifier errs, and labels "
+        "are noisy."
     )
 
 
