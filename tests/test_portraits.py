@@ -409,10 +409,10 @@ def test_what_breaks_the_painting_of_all_is_the_fault_of_one(
     ids = queue.add_all(dataclasses.replace(order, seed=seed).payload() for seed in (1, 2, 3))
     real = serving.studio.generate
 
-    def broken(scenes: Any, masks: Any, who: Any, how: Any, seeds: list[int], *more: Any) -> Any:
+    def broken(scenes: Any, masks: Any, marks: Any, who: Any, how: Any, seeds: list[int], *more: Any) -> Any:
         if 2 in seeds:
             raise RuntimeError("out of memory")
-        return real(scenes, masks, who, how, seeds, *more)
+        return real(scenes, masks, marks, who, how, seeds, *more)
 
     monkeypatch.setattr(serving.studio, "generate", broken)
     assert generate(queue, serving, tmp_path, monkeypatch) == {"done": 2, "failed": 0, "lost": 0}

@@ -87,8 +87,8 @@ def test_a_strip_moves_the_expression_and_nothing_else(there: Path, studio: Stud
     assert ran.code == 0, ran.err
     told = json.loads(ran.out)
     assert [len(args[0]) for args in shown] == [8, 2]  # the model is called for eight frames at a time
-    scenes, _, identity, expression, seeds = (
-        [torch.as_tensor(x) for args in shown for x in (args[k]["dlib"] if k == 2 else args[k])] for k in range(5)
+    scenes, _, _, identity, expression, seeds = (
+        [torch.as_tensor(x) for args in shown for x in (args[k]["dlib"] if k == 3 else args[k])] for k in range(6)
     )
     for same in (scenes, identity, seeds):
         assert all(torch.equal(x, same[0]) for x in same)
