@@ -71,6 +71,7 @@ class Dln(nn.Module):
 
     name = "dln"
     centred = False
+    drift: Tensor  # (4, dim), of `pose_drift`; all zero where none was told
 
     def __init__(self, net: nn.Module, dim: int = 16, seed: int = 0, perturbation: float = 0.1, backbone: str = "dlib") -> None:
         """Twins from one identity network, in training form: the trained twin and the projection require gradients.
