@@ -65,8 +65,8 @@ BACKBONES = {
 class Dln(nn.Module):
     """Encoder "dln": images and landmarks -> expression embedding (B, dim) of unit length.
 
-    deviation = sigmoid(gain * trained(chip)) - sigmoid(gain * frozen(chip)); embedding = W1 x + W2 x^2 + W3 x^3 of it, less what the
-    head's pose adds to that (`pose_drift`): a face that looks up has the embedding of the same face looking ahead.
+    deviation = sigmoid(gain * trained(chip)) - sigmoid(gain * frozen(chip)); embedding = W1 x + W2 x^2 + W3 x^3 of it, less most
+    of what the head's pose adds to that (`pose_drift`): a face that looks up is embedded nearer to where it is when it looks ahead.
     """
 
     name = "dln"
