@@ -75,6 +75,10 @@ def test_an_absent_encoder_is_named_and_its_null_token_stands_in(
     same = studio.generate(scene, mask, marks, {"dlib": identity["dlib"]}, expression, [3])
     full = studio.generate(scene, mask, marks, everything, expression, [3])
     assert np.array_equal(made, same) and not np.array_equal(made, full)
+    alone.dln.drift.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
+    posed, on_the_head = alone.generate(scene, mask, marks, identity, expression, [3]), alone.dln.posed(expression, torch.from_numpy(marks))
+    alone.dln.drift.zero_()  # the model is told the expression as the scene's head has it
+    assert np.array_equal(posed, alone.generate(scene, mask, marks, identity, on_the_head, [3])) and not np.array_equal(posed, made)
     portrait = alone.compose([face], read(astronaut), None, task="identity")
     assert portrait.outliers == {} and portrait.image.shape == read(astronaut).shape
 
