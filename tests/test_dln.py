@@ -13,20 +13,10 @@ from torch import Tensor
 from diffsfsr import weights
 from diffsfsr.config import Data
 from diffsfsr.encoders import Encoder
-from diffsfsr.encoders import dln as dln_module
 from diffsfsr.encoders.dlib_net import DlibResNet
-from diffsfsr.encoders.dln import (
-    BACKBONES,
-    AnnotatedDln,
-    CrowdLayer,
-    Dln,
-    Polynomial,
-    pose_drift,
-    pose_terms,
-    triplet_correct,
-    triplet_loss,
-)
+from diffsfsr.encoders.dln import BACKBONES, AnnotatedDln, CrowdLayer, Dln, Polynomial, triplet_correct, triplet_loss
 from diffsfsr.encoders.facenet import InceptionResnetV1
+from diffsfsr.encoders.pose_drift import _TAKEN, pose_drift, pose_terms
 from diffsfsr.encoders.warp import DLIB_POINTS, dlib_template
 from diffsfsr.errors import InputError
 from diffsfsr.face import images
@@ -271,7 +261,7 @@ def test_the_drift_with_pose_is_found_and_what_goes_with_a_pose_is_left(astronau
     labels = ["happiness" if x else "neutral" for x in happy.tolist()]
     found, blind = pose_drift(embeddings, landmarks, labels), pose_drift(embeddings, landmarks, ["same"] * 1200)
 
-    drift = dln_module._TAKEN * drift
+    drift = _TAKEN * drift
 
     def moved(slope: Tensor) -> float:
         return ((terms - terms.mean(0)) @ slope).square().sum(1).mean().sqrt().item()

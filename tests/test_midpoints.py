@@ -249,6 +249,7 @@ def test_what_is_looked_at_is_the_face_that_was_told(place: tuple[Any, Path]) ->
 
     workspace, model = place
     studio = Studio(model)
+    studio.dln.drift.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
     data, _ = _faces(workspace, studio, PRESET)
     (z_0, predict, look), *rest = midpoints.batches(studio, data, 5, 3)
     assert [len(z_0), *(len(z) for z, _, _ in rest)] == [3, 2]
@@ -265,7 +266,8 @@ def test_what_is_looked_at_is_the_face_that_was_told(place: tuple[Any, Path]) ->
         answer = predict(wrong, torch.full((3,), 500))
         condition = torch.cat([data.masked[[0, 1, 2]].float(), data.mask[[0, 1, 2]].float()], 1)
         told = {"dlib": data.identity["dlib"][[0, 1, 2]]}
-        plain = studio.pipeline.model.predict_z0(wrong, torch.full((3,), 500), condition, told, data.expression[[0, 1, 2]])
+        posed = studio.dln.posed(data.expression[[0, 1, 2]], landmarks)
+        plain = studio.pipeline.model.predict_z0(wrong, torch.full((3,), 500), condition, told, posed)
     cosine = (made * given).sum(1) / np.linalg.norm(made, axis=1) / np.linalg.norm(given, axis=1)
     np.testing.assert_allclose(seen["identity"], 1 - cosine, atol=1e-4)
     np.testing.assert_allclose(seen["expression"], ((shown - data.expression[[0, 1, 2]].numpy()) ** 2).mean(1), atol=1e-5)

@@ -380,6 +380,15 @@ def test_an_absent_slot_holds_its_null_token(build: Callable[..., DiffusionObjec
     assert torch.equal(before[~there], after[~there]) and bool((before[there] != after[there]).all())
 
 
+def test_the_expression_is_told_as_the_scenes_head_shows_it(build: Callable[..., DiffusionObjective]) -> None:
+    objective, watch = build(objective__lambda_id=0.0, objective__lambda_exp=0.0, **STILL), Watch()
+    objective.dln.drift.normal_(std=0.2, generator=generator())
+    batch = objective.draw(at())
+    objective.losses(watch, batch, generator())
+    told = objective.dln.posed(batch["expression"], batch["landmarks"])
+    assert torch.equal(watch.calls[0]["expression"], told) and not torch.isclose(told, batch["expression"]).all(1).any()
+
+
 def test_a_segmentation_knows_nothing_of_the_scene(build: Callable[..., DiffusionObjective]) -> None:
     """Another scene under the same mask: the network's conditions are the same to the last bit, one channel, the mask itself."""
     changes = {"conditioning__background": "segmentation", "conditioning__mask_channel": False}
@@ -546,13 +555,14 @@ def test_the_dln_learns_and_its_file_loads(crops: Inputs, tmp_path: Path) -> Non
 
 
 def test_a_saved_dln_is_less_its_drift_however_often_it_is_saved(crops: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffsfsr.encoders import dln
+    from diffsfsr.encoders import pose_drift
+    from diffsfsr.encoders.dln import Dln
 
-    monkeypatch.setattr(dln, "_FEWEST", 5)
+    monkeypatch.setattr(pose_drift, "_FEWEST", 5)
     objective = ExpressionObjective(dln_preset(training__batch=8), crops)
     for name in ("first", "second"):
         objective.save(tmp_path / name)
-    first, second = (dln.Dln.load(tmp_path / name) for name in ("first", "second"))
+    first, second = (Dln.load(tmp_path / name) for name in ("first", "second"))
     assert first.drift.any() and first.version == second.version != objective.network.dln.version
     assert not objective.network.dln.drift.any()  # what is trained stays as it is
 

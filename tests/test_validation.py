@@ -125,14 +125,19 @@ def test_numbers_are_of_the_weights_given(inputs: Inputs) -> None:
 
 
 def test_the_network_is_shown_what_training_shows_it(inputs: Inputs) -> None:
-    """The masked latents of the shards, not those of a scene decoded and masked anew by whole latent positions."""
+    """The masked latents of the shards, not those of a scene decoded and masked anew by whole latent positions; and the expression as
+    the scene's head shows it."""
     torch.manual_seed(0)
-    validation, seen = Validation(DiffusionObjective(preset(), inputs)), list[torch.Tensor]()
+    validation, seen, told = Validation(DiffusionObjective(preset(), inputs)), list[torch.Tensor](), list[torch.Tensor]()
+    dln, cross = validation.objective.dln, validation.cross
+    dln.drift.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
     validation.network.unet.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    validation.network.tokens.register_forward_pre_hook(lambda module, given: told.append(given[1]))
     with torch.no_grad():
         validation._output(torch.device("cpu"))
-    shown = torch.cat([validation.cross["masked"], validation.cross["mask"]], 1)
+    shown = torch.cat([cross["masked"], cross["mask"]], 1)
     assert seen and all(torch.equal(z[: len(shown), -shown.shape[1] :], shown) for z in seen)
+    assert told and all(torch.equal(e[: len(shown)], dln.posed(cross["expression"], cross["landmarks"])) for e in told)
 
 
 def test_a_recogniser_of_the_loss_alone_conditions_nothing(tmp_path: Path, astronaut: Path) -> None:

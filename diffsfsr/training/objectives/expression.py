@@ -52,7 +52,7 @@ class ExpressionObjective:
 
     def save(self, folder: Path) -> None:
         """The DLN alone: an embedding is used without the crowd layer, and less its drift with the head's pose."""
-        from diffsfsr.encoders.dln import pose_drift
+        from diffsfsr.encoders.pose_drift import pose_drift
 
         dln, seen = self.network.dln.alone(), np.linspace(0, len(self.crops) - 1, min(len(self.crops), _SEEN)).astype(np.int64)
         with torch.no_grad():
