@@ -288,7 +288,7 @@ def _evaluation(run: argparse.ArgumentParser) -> None:
 def _export(words: Any) -> None:
     export = _command(words, "export", "export:export", "write a model as a folder that stands alone, as the one shipped here", json=True)
     export.add_argument("--preset", default="starter")
-    export.add_argument("--model", default="trained", help="trained (the preset's newest), champion, challenger or a version's number")
+    export.add_argument("--model", default="trained", help="trained (the preset's newest), shipped, champion, challenger or a version's number")
     export.add_argument("--out", metavar="DIR", help="default: the package's own data folder")
     export.add_argument("--notes", metavar="FILE", help="what was seen by eye, as Markdown for the model card's known failures")
 
