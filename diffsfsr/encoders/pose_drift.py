@@ -19,6 +19,7 @@ _TAKEN = 0.6  # of what the regression finds: who looks up also smiles less in t
 
 def pose_terms(landmarks: Tensor) -> Tensor:
     """(B, 68, 2) in any pixels -> (B, 4) float32: yaw and pitch in units of 20 degrees, and their squares. Without gradient."""
+    # Whoever changes what this gives names it in the recipe of `Dln.version`: embeddings are cached by that.
     poses = [head_pose(points) for points in landmarks.detach().float().cpu().numpy()]
     turned = torch.tensor([(pose.yaw, pose.pitch) for pose in poses], device=landmarks.device).reshape(-1, 2) / _TURN
     turned = turned.clamp(-_FURTHEST, _FURTHEST)
