@@ -208,7 +208,8 @@ def _command(words: Any, name: str, function: str, about: str, json: bool = Fals
 
 def _order(command: argparse.ArgumentParser) -> None:
     _who_and_where(command)
-    command.add_argument("--emotion", required=True, metavar="WORD", help="which expression: one of `diffsfsr emotions`, or neutral")
+    about = "which expression: one of `diffsfsr emotions`, or neutral; not needed with --task identity"
+    command.add_argument("--emotion", default="", metavar="WORD", help=about)
 
 
 def _who_and_where(command: argparse.ArgumentParser) -> None:
@@ -216,10 +217,10 @@ def _who_and_where(command: argparse.ArgumentParser) -> None:
     command.add_argument("--scene", default="", metavar="FILE", help="where: a photograph with a face in it")
     command.add_argument("--prompt", default="", metavar="TEXT", help="where: a description, painted by Stable Diffusion")
     command.add_argument("--task", default="all", help="all, identity (keep the scene's expression) or expression (keep its person)")
-    command.add_argument("--strength", type=float, default=1.0, help="0 the scene's own expression, 1 the word's, more exaggerates")
+    command.add_argument("--strength", type=float, default=1.0, help="0 the scene's own expression, 1 the word's, up to 3 exaggerates")
     command.add_argument("--steps", type=int, default=0, help="sampling steps; default: the model's own")
     command.add_argument("--sampler", default="", help="pndm, ddim, dpm-solver++ or unipc; default: the model's own")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture; default 0")
     command.add_argument("--face", default="only", help="which face of the scene: only, largest, or its index from the left")
 
 
@@ -288,7 +289,8 @@ def _evaluation(run: argparse.ArgumentParser) -> None:
 def _export(words: Any) -> None:
     export = _command(words, "export", "export:export", "write a model as a folder that stands alone, as the one shipped here", json=True)
     export.add_argument("--preset", default="starter")
-    export.add_argument("--model", default="trained", help="trained (the preset's newest), shipped, champion, challenger or a version's number")
+    about = "trained (the preset's newest), shipped, champion, challenger or a version's number"
+    export.add_argument("--model", default="trained", help=about)
     export.add_argument("--out", metavar="DIR", help="default: the package's own data folder")
     export.add_argument("--notes", metavar="FILE", help="what was seen by eye, as Markdown for the model card's known failures")
 

@@ -133,6 +133,8 @@ def _judge(story: Story, operator: Operator, model: str) -> None:
     story.verdicts.append(operator.promote(model=model))
     number = story.verdicts[-1]["champion"]
     story.facts["champion"] = f"version {number}" if number else "none: no version passed the gates"
+    passed = "passed the gates" if story.verdicts[-1]["promoted"] else "was refused by the gates"
+    print(f"version {story.verdicts[-1]['version']} {passed}; champion: {story.facts['champion']}", file=sys.stderr, flush=True)
 
 
 # --- what goes in -----------------------------------------------------------------------------------------------------

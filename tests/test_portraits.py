@@ -212,9 +212,11 @@ def test_task_expression_needs_no_selfie_and_keeps_the_scenes_person(serving: Se
 
 def test_task_identity_keeps_the_scenes_expression(serving: Serving, order: Order) -> None:
     made, first = fulfil(dataclasses.replace(order, task="identity"), serving)
-    _, second = fulfil(dataclasses.replace(order, task="identity", emotion="neutral"), serving)
+    _, second = fulfil(dataclasses.replace(order, task="identity", emotion=""), serving)  # it needs no word
     assert made["expression"] is None
     np.testing.assert_array_equal(first, second)
+    with pytest.raises(InputError, match="task all needs an emotion word"):
+        dataclasses.replace(order, emotion="").check()
 
 
 def test_strength_0_is_the_scenes_own_expression(serving: Serving, order: Order) -> None:

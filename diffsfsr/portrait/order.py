@@ -21,7 +21,8 @@ MAX_STEPS, MAX_STRENGTH = 1000, 3.0
 class Order:
     """Selfies say who, the emotion word which expression, the scene (a photograph or a prompt) where.
 
-    `task`: all changes identity and expression, identity keeps the scene's expression, expression keeps its identity.
+    `task`: all changes identity and expression, identity keeps the scene's expression (and may go without a word), expression keeps its
+    identity.
     `strength`: 0 keeps the scene's own expression, 1 gives the word's, beyond 1 exaggerates. `steps` 0 and `sampler` ''
     mean the model's own. `face`: which face of the scene, only | largest | its index from the left.
     """
@@ -39,9 +40,12 @@ class Order:
 
     def check(self) -> Self:
         """The order itself, its paths absolute. Raises InputError with one line for the first thing that is wrong."""
-        emotions.lookup(self.emotion)
         if self.task not in TASKS:
             raise InputError(f"unknown task {self.task!r}{did_you_mean(self.task, TASKS)}; it is one of {', '.join(TASKS)}")
+        if self.emotion:
+            emotions.lookup(self.emotion)
+        elif self.task != "identity":
+            raise InputError(f"task {self.task} needs an emotion word: give --emotion WORD (`diffsfsr emotions` lists them)")
         if bool(self.scene) == bool(self.prompt):
             raise InputError("a portrait needs a scene: give either --scene FILE or --prompt TEXT")
         if not self.selfies and self.task != "expression":
