@@ -410,6 +410,19 @@ def test_feather_rises_to_one_and_has_a_unit() -> None:
             alignment.feathered_mask((10, 10), still, full, wrong)
 
 
+def test_the_feather_is_wider_across_the_forehead() -> None:
+    """From the top of a mask, wherever that is, it takes longer to 1 than from a side; below its brows it is as wide as said."""
+    mask, still = np.zeros((100, 100), np.uint8), np.array([[1.0, 0, 0], [0, 1, 0]])
+    mask[20:100] = 1
+    soft = alignment.feathered_mask((100, 100), still, mask, 0.05)
+    down, side = soft[20:60, 50], soft[60, :40]
+    assert (np.diff(down) >= 0).all() and down[0] == 0 and down[-1] == 1
+    assert (down < 0.5).sum() > 1.5 * (side < 0.5).sum()
+    below = alignment.feathered_mask((100, 100), still, np.ones((100, 100), np.uint8), 0.05)[60, :40]
+    np.testing.assert_array_equal(side, below)
+    assert not alignment.feathered_mask((100, 100), still, np.zeros_like(mask), 0.05).any()  # an empty mask has no top
+
+
 def test_paste_changes_nothing_outside(scene: np.ndarray, face: AlignedFace) -> None:
     mask = masks.hull_mask(face.crop_landmarks, _SIZE)
     paint, kept = np.zeros_like(face.crop), scene.copy()

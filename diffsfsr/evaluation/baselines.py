@@ -19,7 +19,7 @@ from diffsfsr.face.parsing import parser, parser_version
 from diffsfsr.face.warping import FEATHER, paste_back, transform
 
 FLOOR, CEILING = "untouched", "real-photo"
-_RECIPE = 1  # goes up with every change of what these make
+_RECIPE = 2  # goes up with every change of what these make
 _IN_PLACE = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 STEADY = [*range(5), *range(12, 17), *range(27, 36), 36, 39, 42, 45]  # jaw by the ears, nose, eye corners: no expression moves them much
 

@@ -11,6 +11,8 @@ import numpy as np
 from diffsfsr.face import detail
 
 FEATHER = 0.05  # width of a paste's blend inside the mask, as a share of the crop's side
+# A mask runs across the forehead: there a blend is as many times as wide at its top, down to this share of its height.
+_SLOWER, _FOREHEAD = 3.0, 0.25
 
 # --- the canonical crop ---------------------------------------------------------------------------------------------
 
@@ -113,8 +115,9 @@ def _footprint_region(image: np.ndarray, matrix: np.ndarray, height: int, width:
 def feathered_mask(shape: tuple[int, ...], matrix: np.ndarray, mask: np.ndarray, feather: float) -> np.ndarray:
     """A crop's (S, S) 0/1 mask in the pixels of a scene of `shape` (H, W, ...): (H, W) float32 in [0, 1].
 
-    It rises from 0 to 1 inside the mask, over `feather` of the crop's side, and is exactly 0 outside the mask and the crop. Raises
-    ValueError unless 0 <= feather <= 0.5.
+    It rises from 0 to 1 inside the mask, over `feather` of the crop's side and more slowly towards the mask's top, and is exactly 0 outside
+    the mask and the crop. There the edge runs across skin, bare or under a fringe, that a painted forehead has to become: elsewhere it
+    follows the face's own outline. Raises ValueError unless 0 <= feather <= 0.5.
     """
     whole = np.zeros(shape[:2], np.float32)
     top, left, alpha = _feathered_region(whole, matrix, mask, feather)
@@ -130,13 +133,21 @@ def _feathered_region(scene: np.ndarray, matrix: np.ndarray, mask: np.ndarray, f
     size = mask.shape[0]
     depth = cv2.distanceTransform(np.pad((mask > 0).astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     # A pixel with a neighbour outside stays at 0, so that interpolation cannot carry the mask over its own edge.
-    ramp = np.clip((depth - np.float32(1.4143)) / max(feather * size, 1e-6), 0, 1)
+    ramp = np.clip((depth - np.float32(1.4143)) / np.maximum(feather * size * _slowness(mask), 1e-6), 0, 1)
     ramp = ramp * ramp * (3 - 2 * ramp)
     top, left, region = _footprint_region(scene, matrix, size, size, 1)
     back = compose(affine(1.0, 1.0, -left, -top), invert_matrix(matrix))
     alpha = cv2.warpAffine(ramp, back, (region.shape[1], region.shape[0]), flags=cv2.INTER_LINEAR, borderValue=0)
     x, y, width, height = cv2.boundingRect((alpha > 0).view(np.uint8))  # about half of the crop's square
     return top + y, left + x, alpha[y : y + max(height, 1), x : x + max(width, 1)]
+
+
+def _slowness(mask: np.ndarray) -> np.ndarray:
+    """(S, 1) float32: how many times as wide a mask's feather is in each row of it, falling from its top to its brows."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    first, height = (rows[0], len(rows)) if len(rows) else (0, 1)
+    up = np.clip(1 - (np.arange(len(mask)) - first) / (_FOREHEAD * height), 0, 1)
+    return (1 + (_SLOWER - 1) * up[:, None]).astype(np.float32)
 
 
 def paste_back(
