@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,16 @@ class DeepSpeedEngine:
 
     def __init__(self, network: nn.Module, preset: Preset) -> None:
         """Must be called on every rank. torch.optim.AdamW is passed in so that no kernel has to be compiled."""
+        on_gpu = torch.cuda.is_available()
+        if not on_gpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it would warn of what it found itself
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # it calls what torch has renamed
+
         import deepspeed
         import deepspeed.comm as dist
 
         # Without a compiler the shared-memory all-reduce cannot be built; gloo gives the same sums.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        on_gpu = torch.cuda.is_available()
         deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
         t = preset.training
         if half_of(t.precision, "cuda" if on_gpu else "cpu") is None:
