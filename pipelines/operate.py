@@ -133,7 +133,7 @@ class Operator:
             folder, version = self.workspace.need_network(named.trains, named)
             return {"network": named.trains, "folder": str(folder), "version": version}
         preset = self.preset
-        if not self._aligned(preset):
+        if not any(tables.read(self.workspace.file(aligned(preset), shard), ["face_id"]).num_rows for shard in self._aligned(preset)):
             raise NotReady(
                 f"no faces of {preset.crop} pixels are prepared yet; run `diffsfsr run prepare --preset {preset.name} --data DIR`"
             )

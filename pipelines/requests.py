@@ -71,4 +71,5 @@ def _shown(request: Any) -> dict[str, Any]:
 
 
 def _word(payload: Any) -> str:
-    return str(payload.get("emotion") or "") if isinstance(payload, dict) else ""
+    """The emotion word, or the task of a request that needs none."""
+    return str(payload.get("emotion") or payload.get("task") or "") if isinstance(payload, dict) else ""

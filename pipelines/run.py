@@ -71,6 +71,9 @@ def tune(operator: Any, model: str, prepare: Callable[[], dict[str, Any]] | None
     folder = tuning.basis(model, operator.registry())
     tuning.check_fits(operator.preset, folder)
     prepared = prepare() if prepare else {}
+    if prepared.get("faces") == 0:
+        told = ", ".join(f"{reason} {n}" for reason, n in prepared["reasons"].items()) or "it has none"
+        raise InputError(f"data set {prepared['data_sets'][0]}: no photograph shows a usable face ({told}); give --data another folder")
     start = tuning.begin(operator.workspace, operator.preset, folder, *prepared.get("data_sets", [])[:1])
     name = operator.preset_name
     following = f"`diffsfsr run evaluate --preset {name}`, `diffsfsr run promote --preset {name}`"

@@ -52,6 +52,8 @@ def test_list_shows_the_newest_first_by_state(there: Path, queue: Queue) -> None
     assert [r["id"] for r in answer("request", "list", "--state", "queued", "--limit", "2")] == [ids[3], ids[2]]
     lines = run("request", "list").out.splitlines()
     assert len(lines) == 4 and lines[2].split() == [ids[1][:12], "cancelled", "joy"]
+    plain = answer("request", "add", "--selfie", "hanks.png", "--scene", "scene.png", "--task", "identity")["id"]  # it needs no word
+    assert run("request", "list").out.splitlines()[0].split() == [plain[:12], "queued", "identity"]
 
 
 def test_show_takes_the_first_characters(there: Path) -> None:

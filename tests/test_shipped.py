@@ -359,3 +359,7 @@ def test_the_models_preset_is_readable(exported: Path, tmp_path: Path) -> None:
     assert shipped.preset_of(exported) == config.from_dict(json.loads((exported / "preset.json").read_text()))
     with pytest.raises(InputError, match="holds no model"):
         shipped.preset_of(tmp_path)
+    for broken in ('{"crop": 12', "[]", '{"crop": "big"}'):
+        (tmp_path / "preset.json").write_text(broken)
+        with pytest.raises(InputError, match=str(tmp_path)):
+            shipped.preset_of(tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from shell import answer, run
 from synthetic import diffusion_inputs, faces, training_rows
 from test_portraits import TINY, model  # noqa: F401
@@ -140,6 +141,16 @@ def tuned(home: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     monkeypatch.delenv("DIFFSFSR_WEIGHTS", raising=False)
     data = ("--data", str(home.parent / "mine"))
     return lambda: answer("run", "train", "--preset", "tiny", "--from", "starter", *data, *SMALL)
+
+
+def test_a_folder_without_a_face_is_refused_before_training(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setenv("DIFFSFSR_STARTER", str(exported))
+    monkeypatch.setenv("DIFFSFSR_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
+    (tmp_path / "nobody").mkdir()
+    Image.new("RGB", (200, 200), "grey").save(tmp_path / "nobody" / "wall.png")
+    ran = run("run", "train", "--preset", "tiny", "--from", "starter", "--data", str(tmp_path / "nobody"), *SMALL)
+    assert ran.code == 2 and "data set nobody: no photograph shows a usable face (no face 1)" in ran.err
 
 
 def test_a_newcomer_tunes_the_shipped_model_on_a_folder(home: Path, exported: Path, tuned: Callable[[], dict[str, Any]]) -> None:  # noqa: F811

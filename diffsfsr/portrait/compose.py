@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from diffsfsr import config
 from diffsfsr.config import Preset
 from diffsfsr.encoders.compound import Average, CompoundIdentity, average, same_person
 from diffsfsr.encoders.dln import Dln
@@ -28,6 +26,7 @@ from diffsfsr.face.parsing import parser
 from diffsfsr.face.warping import FEATHER
 from diffsfsr.model.pipeline import DiffSFSRPipeline, inference_dtype
 from diffsfsr.model.sampling import expression_strength, make_scheduler, timesteps
+from diffsfsr.portrait.shipped import preset_of
 
 TOGETHER = 8  # portraits in one call of the model
 
@@ -79,7 +78,7 @@ class Studio:
         """
         if not (folder / "preset.json").is_file():
             raise NotReady(f"no model in {folder}; run `diffsfsr run train` and `diffsfsr run promote`")
-        self.preset: Preset = config.from_dict(json.loads((folder / "preset.json").read_text(encoding="utf-8")))
+        self.preset: Preset = preset_of(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         logging.disable_progress_bar()  # of loading four small components
         self.pipeline = DiffSFSRPipeline.from_pretrained(folder, dtype=inference_dtype(self.device)).to(self.device)

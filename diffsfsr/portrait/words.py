@@ -109,7 +109,8 @@ class WordTable:
         try:
             rows = tables.read(self.path).sort_by("face_id").to_pylist()
         except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"{self.path} is not a table of labelled expressions: register the model again") from error
+            do = "put the model's folder there again, or register the model again"
+            raise InputError(f"{self.path} is not a table of labelled expressions: {do}") from error
         by_label: dict[str, tuple[list[str], list[list[float]]]] = {}
         for row in rows:
             ids, vectors = by_label.setdefault(row["emotion"], ([], []))
