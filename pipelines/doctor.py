@@ -231,19 +231,30 @@ def _state(gaps: list[Row]) -> Row:
     found["data_sets"] = sorted(p.parent.name for p in here.home.glob("data/*/folder.json"))
     found["networks"] = {p.name: sorted(f.stem for f in p.glob("*.json")) for p in sorted(here.home.glob("models/*/"))}
     found["catalogue"] = _shown(here.catalogue) if "://" in here.catalogue or Path(here.catalogue).is_dir() else "absent"
-    found["shipped_model"] = _shipped()
+    found["shipped_model"] = _shipped(gaps)
     found["champion"] = _champion(here.mlflow, gaps, found["shipped_model"])
     if not found["data_sets"]:
         _gap(gaps, "no data set is known yet", "run `diffsfsr run prepare --data DIR`, or `make demo`")
     return found
 
 
-def _shipped() -> str | None:
-    """The folder of the model that comes with the package, which makes portraits where there is no champion."""
+def _shipped(gaps: list[Row]) -> str | None:
+    """The folder of the model that comes with the package, which makes portraits where there is no champion. What of it can be read without
+    torch is read; its weights are when it makes a portrait."""
     from diffsfsr.portrait import shipped
+    from diffsfsr.portrait.words import WORD_TABLE, beside
 
     found = shipped.folder()
-    return str(found) if found else None
+    if not found:
+        return None
+    try:
+        shipped.preset_of(found)
+        words, table = shipped.evaluation(found)["words"], beside(found)
+        if not table or table.labels != words:
+            raise InputError(f"{found / WORD_TABLE} is not the one that evaluation.json beside it counts")
+    except InputError as error:
+        _gap(gaps, f"the model that comes with the package is damaged: {error}", "install the package again, or `diffsfsr export` it")
+    return str(found)
 
 
 def _champion(mlflow: str, gaps: list[Row], shipped: str | None) -> str:

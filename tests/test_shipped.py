@@ -297,6 +297,20 @@ def test_doctor_names_it(newcomer: Path, exported: Path) -> None:
     assert found["state"]["shipped_model"] == str(exported) and not any("no model" in gap["what"] for gap in found["gaps"])
 
 
+@pytest.mark.parametrize("damage", ["words.parquet", "preset.json", "no words"])
+def test_doctor_says_that_it_is_damaged(
+    damage: str, newcomer: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    monkeypatch.setenv("DIFFSFSR_STARTER", str(copy))
+    assert not any("damaged" in gap["what"] for gap in answer("doctor")["gaps"])
+    file = copy / ("words.parquet" if damage == "no words" else damage)
+    file.unlink() if damage == "no words" else file.write_bytes(file.read_bytes()[:100])
+    told = [gap["what"] for gap in answer("doctor")["gaps"] if "damaged" in gap["what"]]
+    assert len(told) == 1 and str(file) in told[0]
+
+
 def test_without_one_the_message_says_what_to_do(tom_hanks: Path, astronaut: Path) -> None:
     ran = run("portrait", "--selfie", str(tom_hanks), "--scene", str(astronaut), "--emotion", "joy")
     assert ran.code == 1 and "run `diffsfsr run train` and `diffsfsr run promote`" in ran.err

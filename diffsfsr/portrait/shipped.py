@@ -73,9 +73,9 @@ def preset_of(model: Path) -> Preset:
     """The preset that a saved model was trained by. Raises InputError, naming the file, where the folder holds no model."""
     try:
         return config.from_dict(json.loads((model / _PRESET).read_text(encoding="utf-8")))
-    except InputError as error:
+    except (InputError, ValueError) as error:
         raise InputError(f"{model / _PRESET} is not a saved model's: {error}") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(
             f"{model} holds no model of this project ({error}): name a folder with preset.json and model_index.json"
         ) from error
