@@ -22,7 +22,7 @@ from diffsfsr.errors import InputError, NotReady
 from diffsfsr.portrait import shipped
 from diffsfsr.portrait.order import Order
 from diffsfsr.portrait.sitting import sit
-from diffsfsr.portrait.words import WordTable, beside, reference, vocabulary
+from diffsfsr.portrait.words import WORD_TABLE, WordTable, beside, reference, vocabulary
 
 _LEASE_SECONDS = 120.0  # after which the requests of a holder that died are taken again
 
@@ -65,10 +65,14 @@ class Serving:
 
     @classmethod
     def shipped(cls, model: Path, folder: Path) -> "Serving":
-        """A model that stands alone, with its own words and no store."""
+        """A model that stands alone, with its own words and no store. Raises InputError where it brings no words."""
         from diffsfsr.portrait.compose import Studio
 
-        return cls(Studio(model), shipped_version(model), None, folder, words=beside(model))
+        words = beside(model)
+        if not words or not words.labels:
+            do = "install the package again, or name a folder of `diffsfsr export`"
+            raise InputError(f"{model / WORD_TABLE}, by which words are looked up, is missing or empty: {do}")
+        return cls(Studio(model), shipped_version(model), None, folder, words=words)
 
     def expression(self, word: str, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         """The (16,) reference embedding that stands for a word, and how it was found."""

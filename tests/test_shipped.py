@@ -284,6 +284,16 @@ def test_a_newcomers_first_portrait(newcomer: Path, exported: Path, tom_hanks: P
     assert travel["model_version"] == made["model_version"]
 
 
+def test_without_its_words_it_says_so(
+    newcomer: Path, exported: Path, tom_hanks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(exported, tmp_path / "copy")
+    (tmp_path / "copy" / "words.parquet").unlink()
+    monkeypatch.setenv("DIFFSFSR_STARTER", str(tmp_path / "copy"))
+    ran = run("portrait", "--selfie", str(tom_hanks), "--scene", str(tom_hanks), "--emotion", "joy", "--out", "p.png")
+    assert ran.code == 2 and "copy/words.parquet, by which words are looked up, is missing or empty" in ran.err
+
+
 def test_requests_are_fulfilled_by_it(newcomer: Path, tom_hanks: Path, astronaut: Path) -> None:
     wish = ("--selfie", str(tom_hanks), "--scene", str(astronaut), "--emotion", "neutral", "--steps", "1")
     number = answer("request", "add", *wish)["id"]
