@@ -151,6 +151,8 @@ def test_a_folder_without_a_face_is_refused_before_training(exported: Path, tmp_
     Image.new("RGB", (200, 200), "grey").save(tmp_path / "nobody" / "wall.png")
     ran = run("run", "train", "--preset", "tiny", "--from", "starter", "--data", str(tmp_path / "nobody"), *SMALL)
     assert ran.code == 2 and "data set nobody: no photograph shows a usable face (no face 1)" in ran.err
+    ran = run("run", "train", "--preset", "tiny", *SMALL)  # its shard is there, and empty
+    assert ran.code == 1 and "no faces of 64 pixels are prepared yet" in ran.err
 
 
 def test_a_newcomer_tunes_the_shipped_model_on_a_folder(home: Path, exported: Path, tuned: Callable[[], dict[str, Any]]) -> None:  # noqa: F811
