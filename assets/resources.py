@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from assets.stores.registry import Registry
     from assets.stores.workspace import Workspace
 
-_PREFIX = {"diffusion": "", "autoencoder": "ae-", "dln": "dln-", "decoder": "decoder-"}
+_PREFIX = {"diffusion": "", "finish": "", "autoencoder": "ae-", "dln": "dln-", "decoder": "decoder-"}
 # What a network is made from besides its own `training`: a change elsewhere leaves it, and its finished run, as they are.
 _MADE_FROM = {
     "diffusion": tuple(f.name for f in dataclasses.fields(Preset) if f.name != "training"),
@@ -45,7 +45,8 @@ class Settings(dg.ConfigurableResource):
         if trains != "diffusion":
             family = named.experts or family
         row = PRESETS.get(_PREFIX[trains] + family) or _without_a_row(preset(family), trains)
-        changes = {k: v for k, v in self.changes.items() if trains == named.trains or k.partition(".")[0] in _MADE_FROM[trains]}
+        own = row.trains == named.trains
+        changes = {k: v for k, v in self.changes.items() if own or k.partition(".")[0] in _MADE_FROM[trains]}
         resolved = config.override(row, changes)
         check_names(resolved)
         refuse_non_commercial(resolved)

@@ -36,8 +36,9 @@ def export(workspace: Workspace, model: Path, out: Path, by_eye: str = "") -> di
     words = _words(workspace, origin.shards, model, preset)
     counts = {label: words["emotion"].to_pylist().count(label) for label in dict.fromkeys(words["emotion"].to_pylist())}
     trained_on = origin.before | _counts(workspace, origin.shards, preset)
-    own = tuple(sorted({shard.dataset for shard in origin.shards})) if origin.before else ()
-    told = Facts(preset, trained_on, counts, measured, named, own, by_eye)
+    tuned_on = origin.before and not origin.finished_by
+    own = tuple(sorted({shard.dataset for shard in origin.shards})) if tuned_on else ()
+    told = Facts(preset, trained_on, counts, measured, named, own, origin.finished_by, by_eye)
     evaluation = {"model": content_hash(model), "preset": preset.name, "trained_on": trained_on, "words": counts}
     evaluation |= {"measured": measured, "named": named}
     size = shipped.write(out, model, words, evaluation, card(told))
@@ -118,17 +119,20 @@ def _embedded(workspace: Workspace, shards: list[Shard], encoder: Any, preset: P
 
 
 class _Origin(NamedTuple):
-    """What trained a model: the shards that its run read, and data set -> (faces, people) of what it was trained on from."""
+    """What trained a model: the shards that its run read, data set -> (faces, people) of what it was trained on from, and the preset of
+    that run where it but finished the other's decoder."""
 
     shards: list[Shard]
     before: dict[str, tuple[int, int]]
+    finished_by: str = ""
 
 
 def _origin(workspace: Workspace, model: Path) -> _Origin:
     """By the record of the model's run. Raises NotReady where that, or the record of the model it was trained on from, is not here."""
     if shipped.is_exported(model):
         return _Origin([], _recorded(model))
-    inputs = _run(workspace, model).get("inputs", {})
+    run = _run(workspace, model)
+    inputs, trained_by = run.get("inputs", {}), run.get("preset", {})
     read = {(Path(file).parent.parent.name, Path(file).stem) for file in inputs.get("shards", [])}
     shards = [shard for shard in workspace.shards() if (shard.dataset, f"{shard.number:04d}") in read]
     if not shards or len(shards) < len(read):
@@ -136,7 +140,8 @@ def _origin(workspace: Workspace, model: Path) -> _Origin:
     start = inputs.get("start_from")
     if start and not shipped.is_exported(Path(start)):
         raise NotReady(f"{model} was trained on from {start}, which does not say from whom it learned: train on from an exported model")
-    return _Origin(shards, _recorded(Path(start)) if start else {})
+    finished_by = trained_by["name"] if trained_by.get("trains") == "finish" else ""
+    return _Origin(shards, _recorded(Path(start)) if start else {}, finished_by)
 
 
 def _recorded(model: Path) -> dict[str, tuple[int, int]]:

@@ -160,11 +160,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Preset:
-    """One named, frozen configuration. `trains` says which of its networks `training` is for, `experts` whose autoencoder and DLN
-    a diffusion model uses where they are not its own."""
+    """One named, frozen configuration. `trains` says which of its networks `training` is for ("finish": the decoder of a trained model),
+    `experts` whose autoencoder and DLN a diffusion model uses where they are not its own."""
 
     name: str
-    trains: Literal["diffusion", "autoencoder", "dln", "decoder"] = "diffusion"
+    trains: Literal["diffusion", "finish", "autoencoder", "dln", "decoder"] = "diffusion"
     experts: str = ""  # another preset's name
     crop: int = 512  # S
     mask: Literal["hull", "face_unet", "segformer"] = "hull"
@@ -182,6 +182,11 @@ class Preset:
 
     def __post_init__(self) -> None:
         refuse_bad_combinations(self)
+
+    @property
+    def portrays(self) -> bool:
+        """Whether what it trains is a whole model, which makes portraits."""
+        return self.trains in ("diffusion", "finish")
 
     @property
     def latent(self) -> int:

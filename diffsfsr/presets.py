@@ -185,12 +185,21 @@ for _name, _basis in TUNED.items():
     _row = PRESETS[_basis]
     PRESETS[_name] = replace(_row, name=_name, objective=replace(_row.objective, aux_from=0.0), training=_TUNINGS[_basis])
 
+# The same models with a decoder that finishes what their UNet makes: `run train --preset starter-finished --from starter`.
+_FINISHING = replace(_TWO_CORES, steps=600, lr=1e-4, warmup=20, decay_from=400, ema=0.99, checkpoint_every=100)
+_FINISHES = {"starter": _FINISHING, "lab": _FINISHING, "lab-commercial": _FINISHING, "tiny": _TUNINGS["tiny"]}
+for _basis, _training in _FINISHES.items():
+    _name = f"{_basis}-finished"
+    TUNED[_name] = _basis
+    PRESETS[_name] = replace(PRESETS[_basis], name=_name, trains="finish", training=_training)
+
 
 def tuned(name: str) -> str:
     """The preset by which models of that one are trained on. Raises InputError where there is none."""
     found = name if name in TUNED else f"{preset(name).name}-tuned"
     if found not in TUNED:
-        raise InputError(f"models of preset {name} are not trained on by a command: choose one of {', '.join(TUNED.values())}")
+        known = ", ".join(dict.fromkeys(TUNED.values()))
+        raise InputError(f"models of preset {name} are not trained on by a command: choose one of {known}")
     return found
 
 

@@ -126,9 +126,9 @@ class Operator:
     def train(self) -> dict[str, Any]:
         """Train what the preset names. A diffusion model's autoencoder, DLN and shards are made first where they lack."""
         named = presets.preset(self.preset_name)
-        if named.trains in ("diffusion", "dln"):
+        if named.portrays or named.trains == "dln":
             self._teach(self.preset)
-        if named.trains != "diffusion":
+        if not named.portrays:
             self.run(f"train_{named.trains}")
             folder, version = self.workspace.need_network(named.trains, named)
             return {"network": named.trains, "folder": str(folder), "version": version}

@@ -235,6 +235,20 @@ def test_a_tuned_model_says_who_else_is_in_it(workspace: Workspace, model: Path,
         shipping.export(workspace, tuned, tmp_path / "again")
 
 
+def test_a_finished_model_says_both_of_its_trainings(workspace: Workspace, model: Path, exported: Path, tmp_path: Path) -> None:  # noqa: F811
+    done = tmp_path / "run" / "model"
+    shutil.copytree(model, done)
+    inputs = {"shards": [str(tmp_path / "faces" / "training-x" / "0000.parquet")], "start_from": str(exported)}
+    tables.write_json(done.parent / "config.json", {"inputs": inputs, "preset": {"name": "tiny-finished", "trains": "finish"}})
+    report(workspace.home, done, "finished")
+    shipping.export(workspace, done, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    commands = [line.split("diffsfsr ")[1].split(" --set")[0] for line in card.splitlines() if line.startswith("    diffsfsr run train")]
+    assert commands == ["run train --preset tiny", "run train --preset tiny-finished --from MODEL"]
+    assert "diffsfsr export --preset tiny-finished" in card and "Last, the autoencoder's decoder learned to finish" in card
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["trained_on"] == {"faces": [5, 5]}
+
+
 def test_a_broken_record_and_a_wrong_folder_are_told(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(exported, broken)

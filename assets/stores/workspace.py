@@ -214,8 +214,8 @@ class Workspace:
         path = self._network_file("start", preset)
         entry = _entry(path) if path.exists() else None
         if entry is None or not Path(entry["folder"]).is_dir():
-            basis = TUNED[family(preset)]
-            raise NotReady(f"preset {family(preset)} trains on from a model: run `diffsfsr run train --preset {basis} --from starter`")
+            name = family(preset)
+            raise NotReady(f"preset {name} trains on from a model: run `diffsfsr run train --preset {name} --from starter`")
         return Start(Path(entry["folder"]), entry["version"], entry.get("dataset", ""))
 
     def learned(self, preset: Preset) -> list[Shard]:

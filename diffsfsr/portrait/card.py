@@ -45,6 +45,7 @@ class Facts:
     measured: Mapping[str, Mapping[str, Any]]
     named: Mapping[str, Mapping[str, Any]]
     own: tuple[str, ...] = ()  # those data sets that this very training read, where it went on from another model of this project
+    finished_by: str = ""  # the preset by which its decoder was trained once more, on all of them
     by_eye: str = ""
 
 
@@ -225,13 +226,15 @@ def _made(facts: Facts) -> str:
     changed = "".join(f" --set '{key}={value}'" for key, value in _changes(p).items())
     prepared = [f"    diffsfsr run prepare --preset {p.name} --data {name}" for name in facts.own or facts.trained_on]
     on_from = f"{presets.TUNED.get(p.name, p.name)} --from MODEL" if facts.own else p.name
-    after = [f"    diffsfsr run {job}{changed}" for job in (f"train --preset {on_from}", f"evaluate --preset {p.name}")]
+    train = [f"train --preset {on_from}", *([f"train --preset {facts.finished_by} --from MODEL"] if facts.finished_by else [])]
+    after = [f"    diffsfsr run {job}{changed}" for job in (*train, f"evaluate --preset {facts.finished_by or p.name}")]
     images = p.training.batch * p.training.accumulation * p.training.processes
     experts = "are those of the model it was trained on from" if facts.own else "are trained before it by the same command"
+    finished = " Last, the autoencoder's decoder learned to finish what the diffusion model makes." if facts.finished_by else ""
     return (
-        "\n".join([*prepared, *after, f"    diffsfsr export --preset {p.name}"])
+        "\n".join([*prepared, *after, f"    diffsfsr export --preset {facts.finished_by or p.name}"])
         + f"\n\n{p.training.steps} steps of {images} images for the diffusion model, whose preset with every setting is in `preset.json`; "
-        f"the autoencoder and the expression encoder {experts}."
+        f"the autoencoder and the expression encoder {experts}.{finished}"
     )
 
 

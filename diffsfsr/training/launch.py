@@ -91,6 +91,8 @@ def deepspeed_config(t: Training) -> dict[str, Any]:
 # DeepSpeed's dynamic loss scaling for fp16: halved after every overflow, doubled after so many steps without one.
 _LOSS_SCALE = {"init_scale": 2.0**16, "scale_window": 1000, "min_scale": 1.0, "delayed_shift": 1, "consecutive_hysteresis": False}
 
+_BETAS = {"finish": (0.5, 0.99)}  # two networks that answer each other: a long memory has them circle (Radford et al. 2016)
+
 
 class DeepSpeedEngine:
     """DeepSpeed's engine behind the few verbs the loop uses."""
@@ -116,7 +118,8 @@ class DeepSpeedEngine:
             p.data = p.data.contiguous()  # DeepSpeed sends them as bytes, and refuses transposed ones
         trainable = [p for p in network.parameters() if p.requires_grad]
         fused = None if on_gpu else True  # on a CPU a third of the time; a GPU's choice is torch's
-        optimizer = torch.optim.AdamW(trainable, lr=t.lr, weight_decay=t.weight_decay, fused=fused)
+        betas = _BETAS.get(preset.trains, (0.9, 0.999))
+        optimizer = torch.optim.AdamW(trainable, lr=t.lr, betas=betas, weight_decay=t.weight_decay, fused=fused)
         self.engine, *_ = deepspeed.initialize(model=network, model_parameters=trainable, optimizer=optimizer, config=deepspeed_config(t))
         self._dist, self._gather, self._stage = dist, deepspeed.zero.GatheredParameters, t.zero_stage
         self._scaled = t.precision == "fp16" and t.zero_stage > 0

@@ -25,6 +25,7 @@ from diffsfsr.errors import InputError, NotReady
 _EXPERT = ("evaluation", "sampling", "mask", "conditioning", "unet", "schedule", "objective")
 _NO_CONCERN = {
     "diffusion": ("evaluation",),
+    "finish": ("evaluation",),
     "autoencoder": (*_EXPERT, "dln"),
     "decoder": (*_EXPERT, "dln"),
     "dln": (*_EXPERT, "autoencoder"),
@@ -44,6 +45,7 @@ class Inputs:
     triplets: tuple[str, ...] = ()  # Parquet: which of three faces people found most alike (columns of training.triplets.ANNOTATIONS)
     teacher: tuple[str, ...] = ()  # Parquet, one a shard: face_id and its 52 blendshape coefficients
     decoder: str = ""  # the small one that objective.loss_decoder may ask for
+    crops: tuple[str, ...] = ()  # Parquet: the aligned faces of the shards, for a training that looks at both
 
     def network(self, kind: str, preset: Preset) -> Path:
         """The folder of the autoencoder, dln or decoder. Raises NotReady where there is none."""

@@ -10,13 +10,15 @@ from diffsfsr.training.objectives.autoencoder import AutoencoderObjective
 from diffsfsr.training.objectives.decoder import DecoderObjective
 from diffsfsr.training.objectives.diffusion import DiffusionObjective
 from diffsfsr.training.objectives.expression import ExpressionObjective
+from diffsfsr.training.objectives.finish import FinishObjective
 from diffsfsr.training.run import Inputs
 
-__all__ = ["OBJECTIVES", "AutoencoderObjective", "DecoderObjective", "DiffusionObjective", "ExpressionObjective"]
+__all__ = ["OBJECTIVES", "AutoencoderObjective", "DecoderObjective", "DiffusionObjective", "ExpressionObjective", "FinishObjective"]
 
 OBJECTIVES: dict[str, Callable[[Preset, Inputs], Any]] = {
     "autoencoder": AutoencoderObjective,
     "dln": ExpressionObjective,
     "decoder": DecoderObjective,
     "diffusion": DiffusionObjective,
+    "finish": FinishObjective,
 }
