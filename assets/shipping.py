@@ -22,6 +22,7 @@ from diffsfsr.portrait import shipped
 from diffsfsr.portrait.card import Facts, card
 from diffsfsr.portrait.words import WORD_TABLE, examples
 
+_FINISHED = "finished_by"  # of an exported model's record
 _HEAD = ("items", "gallery", "chance_top1", "independent")
 
 
@@ -33,14 +34,14 @@ def export(workspace: Workspace, model: Path, out: Path, by_eye: str = "") -> di
     shipped.check_place(out)
     preset, measured, named = shipped.preset_of(model), evaluations(workspace, model), named_families(workspace, model)
     origin = _origin(workspace, model)
-    words = _words(workspace, origin.shards, model, preset)
+    words = _words(workspace, origin, model, preset)
     counts = {label: words["emotion"].to_pylist().count(label) for label in dict.fromkeys(words["emotion"].to_pylist())}
     trained_on = origin.before | _counts(workspace, origin.shards, preset)
     tuned_on = origin.before and not origin.finished_by
     own = tuple(sorted({shard.dataset for shard in origin.shards})) if tuned_on else ()
     told = Facts(preset, trained_on, counts, measured, named, own, origin.finished_by, by_eye)
     evaluation = {"model": content_hash(model), "preset": preset.name, "trained_on": trained_on, "words": counts}
-    evaluation |= {"measured": measured, "named": named}
+    evaluation |= {"measured": measured, "named": named} | ({_FINISHED: origin.finished_by} if origin.finished_by else {})
     size = shipped.write(out, model, words, evaluation, card(told))
     on = {dataset: list(tasks) for dataset, tasks in measured.items()}
     return {"folder": str(out), "megabytes": round(size / 1e6, 1), "words": counts, "evaluated_on": on}
@@ -88,11 +89,12 @@ def _figures(columns: dict[str, Any]) -> dict[str, Any]:
     return head | {"judges": judges} | entries
 
 
-def _words(workspace: Workspace, shards: list[Shard], model: Path, preset: Preset) -> pa.Table:
-    """Those that the model brings from the one it was trained on from, else of its own training faces."""
-    if (model / WORD_TABLE).is_file():
+def _words(workspace: Workspace, origin: _Origin, model: Path, preset: Preset) -> pa.Table:
+    """Of its training faces; those that the model brings from the one it was trained on from where not all of their data sets are here."""
+    here = {shard.dataset for shard in origin.shards}
+    if (model / WORD_TABLE).is_file() and not origin.before.keys() <= here:
         return tables.read(model / WORD_TABLE).replace_schema_metadata()
-    return labelled(workspace, shards, model, preset)
+    return labelled(workspace, origin.shards, model, preset)
 
 
 def labelled(workspace: Workspace, shards: list[Shard], model: Path, preset: Preset) -> pa.Table:
@@ -130,7 +132,7 @@ class _Origin(NamedTuple):
 def _origin(workspace: Workspace, model: Path) -> _Origin:
     """By the record of the model's run. Raises NotReady where that, or the record of the model it was trained on from, is not here."""
     if shipped.is_exported(model):
-        return _Origin([], _recorded(model))
+        return _Origin([], _recorded(model), shipped.evaluation(model).get(_FINISHED, ""))
     run = _run(workspace, model)
     inputs, trained_by = run.get("inputs", {}), run.get("preset", {})
     read = {(Path(file).parent.parent.name, Path(file).stem) for file in inputs.get("shards", [])}

@@ -174,6 +174,24 @@ def test_the_card_is_one_that_hugging_face_reads(exported: Path) -> None:
 # --- what is chosen for a word ----------------------------------------------------------------------------------------
 
 
+def test_examples_of_a_feeling_are_unlike_those_of_its_contrary() -> None:
+    """Of sad faces that lean to joy, to anger or to neither."""
+    rng = np.random.default_rng(1)
+    axes = np.eye(16)
+
+    def near(*parts: int, count: int = 40) -> np.ndarray:
+        return axes[list(parts)].sum(0) / np.sqrt(len(parts)) + 0.02 * rng.normal(size=(count, 16))
+
+    happy, angry = near(0, count=200), near(1, count=200)
+    sad = np.concatenate([near(2, 0), near(2, 1), near(2)])
+    rows = examples(["happiness"] * 200 + ["anger"] * 200 + ["sadness"] * 120, np.concatenate([happy, angry, sad])).to_pylist()
+    found = np.array([row["expression"] for row in rows if row["emotion"] == "sadness"])
+    assert len(found) == 32 and (found[:, 0] < 0.2).all()  # none leans to joy
+    # a label without a contrary leaves out its faces that look like another's
+    alone = examples(["anger"] * 200 + ["surprise"] * 240, np.concatenate([angry, near(3, count=200), near(1)])).to_pylist()
+    assert all(np.argmax(row["expression"]) == 3 for row in alone if row["emotion"] == "surprise")
+
+
 def test_examples_leave_out_wrong_labels_and_labels_of_few() -> None:
     rng = np.random.default_rng(0)
     axes = np.eye(16)
@@ -238,6 +256,8 @@ def test_a_tuned_model_says_who_else_is_in_it(workspace: Workspace, model: Path,
 def test_a_finished_model_says_both_of_its_trainings(workspace: Workspace, model: Path, exported: Path, tmp_path: Path) -> None:  # noqa: F811
     done = tmp_path / "run" / "model"
     shutil.copytree(model, done)
+    words = tables.read(exported / "words.parquet")
+    tables.write(done / "words.parquet", words.slice(0, 1), "fewer, as another rule chose them")
     inputs = {"shards": [str(tmp_path / "faces" / "training-x" / "0000.parquet")], "start_from": str(exported)}
     tables.write_json(done.parent / "config.json", {"inputs": inputs, "preset": {"name": "tiny-finished", "trains": "finish"}})
     report(workspace.home, done, "finished")
@@ -247,6 +267,10 @@ def test_a_finished_model_says_both_of_its_trainings(workspace: Workspace, model
     assert commands == ["run train --preset tiny", "run train --preset tiny-finished --from MODEL"]
     assert "diffsfsr export --preset tiny-finished" in card and "Last, the autoencoder's decoder learned to finish" in card
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["trained_on"] == {"faces": [5, 5]}
+    assert tables.read(tmp_path / "out" / "words.parquet").equals(words)  # chosen anew: whose faces they are is all here
+    report(workspace.home, tmp_path / "out", "again")
+    shipping.export(workspace, tmp_path / "out", tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == card
 
 
 def test_a_broken_record_and_a_wrong_folder_are_told(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

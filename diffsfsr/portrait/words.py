@@ -24,6 +24,7 @@ WORDS = pa.schema([("face_id", pa.string()), ("emotion", pa.string()), ("express
 WORD_TABLE = "words.parquet"  # what a file of them is called, in a model's folder or beside it
 
 _MOST = 32  # faces of a label that are kept as examples of it: a reference is one of the eight nearest to their mean
+_VALENCE = {"Love": 1, "Joy": 1, "Anger": -1, "Sadness": -1, "Fear": -1}  # of the families (Shaver et al. 1987)
 _LEAST = 0.005  # share of the labelled faces below which a label is too weak to be one: on LFW those with a dozen faces
 
 
@@ -59,10 +60,11 @@ def examples(labels: Sequence[str], vectors: np.ndarray) -> pa.Table:
     """WORDS of the faces that look most like their own label, to be given away: face ids are running numbers, in an order that tells
     nothing of the data set.
 
-    A label's examples are of the faces whose embedding is nearer to its mean than to any other label's, for labels are noisy (of LFW's
-    angry faces many smile) and the wrong ones stand out; of these the _MOST that show it most plainly, nearest to their mean drawn as far
-    again from the mean of all labels: what is between a label's faces and every other's is a weak show of it. A label with fewer than
-    _LEAST of the faces is left out, unless its family of words has no other: better a few frightened faces than none.
+    A label's examples are the _MOST faces that show it most plainly: nearest to their mean drawn as far again from the mean of what they
+    are not, for labels are noisy (of LFW's angry faces many smile). What a pleasant feeling is not are the labels of unpleasant ones, and
+    the other way round. What is neither, surprise or no feeling, is not any other label, and of its faces only those count that
+    are nearer to its mean than to any other label's. A label with fewer than _LEAST of the faces is left out, unless its family of
+    words has no other: better a few frightened faces than none.
 
     Args:
         labels: a label a face, "" where it has none. vectors: (n, 16), unit length.
@@ -73,14 +75,21 @@ def examples(labels: Sequence[str], vectors: np.ndarray) -> pa.Table:
     away = np.linalg.norm(vectors[:, None] - means[None], axis=2)
     rows: list[dict[str, Any]] = []
     for column, label in enumerate(strong):
-        own = np.flatnonzero((named == label) & (away.argmin(1) == column))
+        contrary = [k for k, other in enumerate(strong) if _valence(other) * _valence(label) < 0]
+        own = np.flatnonzero((named == label) & (bool(contrary) | (away.argmin(1) == column)))
         if not len(own):
             continue
-        plain = 2 * vectors[own].mean(0) - means.mean(0)
+        plain = 2 * vectors[own].mean(0) - means[contrary or slice(None)].mean(0)
         gaps = np.linalg.norm(vectors[own] - plain / np.linalg.norm(plain), axis=1)
         nearest = own[np.argsort(gaps, kind="stable")][:_MOST]
         rows += [{"emotion": label, "expression": vectors[i]} for i in nearest]
     return tables.from_rows(({"face_id": f"{number:05d}"} | row for number, row in enumerate(rows)), WORDS)
+
+
+def _valence(label: str) -> int:
+    """Whether a label's family of words is pleasant, 1, unpleasant, -1, or neither, 0: the first division of the tree."""
+    word = word_of(label)
+    return _VALENCE.get(word.primary, 0) if word else 0
 
 
 def _strong(counts: Mapping[str, int]) -> list[str]:
