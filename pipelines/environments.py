@@ -67,8 +67,13 @@ class Environment:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
     def instance(self) -> dg.DagsterInstance:
-        """Dagster's instance, whose event log the UI shows."""
+        """Dagster's instance, whose event log the UI shows. Its databases are there when it is returned: two commands that are the first in
+        a state folder would else both make them, and one would fail."""
         import dagster as dg
+        from filelock import FileLock
 
         self.prepare()
-        return dg.DagsterInstance.get()
+        with FileLock(self.home / "dagster" / ".lock"):
+            found = dg.DagsterInstance.get()
+            _ = found.run_storage, found.event_log_storage, found.schedule_storage
+        return found

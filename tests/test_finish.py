@@ -116,10 +116,13 @@ def test_what_is_saved_differs_in_its_decoder_alone(objective: FinishObjective, 
     batch = objective.draw(Position(3, 0, 0, 1, 1, 0))
     objective.losses(objective.network, batch, torch.Generator().manual_seed(0))["loss"].mean().backward()
     optimizer.step()
+    became = {name: p.detach().clone() for name, p in objective.network.decoder.named_parameters()}
     objective.save(tmp_path / "model")
     before, after = (LatentAutoencoder.from_pretrained(folder / "vae").state_dict() for folder in (exported, tmp_path / "model"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all(name.startswith("net.decoder") for name in changed)
+    for name, end in became.items():
+        assert torch.allclose(after[f"net.decoder.{name}"], (before[f"net.decoder.{name}"] + end) / 2, atol=1e-6)
     same, new = (DiffSFSR.from_folder(folder).state_dict() for folder in (exported, tmp_path / "model"))
     assert all(torch.equal(value, new[name]) for name, value in same.items())
     with torch.no_grad():
