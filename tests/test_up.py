@@ -56,6 +56,15 @@ def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> bool:
     return bool(condition())
 
 
+def test_the_first_commands_in_a_state_folder_take_turns(tmp_path: Path) -> None:
+    """Dagster makes its databases without looking whether another process does so at this moment."""
+    first = "from pipelines.environments import Environment; Environment.current().instance().get_runs_count()"
+    env = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"} | {"DIFFSFSR_HOME": str(tmp_path / "home")}
+    started = [subprocess.Popen([sys.executable, "-c", first], env=env, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    told = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0] * 4, told
+
+
 def free_port() -> int:
     """A port that is free together with the next one."""
     while True:
