@@ -147,6 +147,10 @@ def refuse_bad_combinations(p: Preset) -> None:
             "training.zero_stage=3 with trains=autoencoder leaves no process with the whole network, which calibrating its latents "
             "needs; use a stage up to 2",
         ),
+        (
+            p.training.zero_stage == 3 and p.trains == "finish",
+            "training.zero_stage=3 with trains=finish would divide two small networks that take turns; use a stage up to 2",
+        ),
         *[
             (min(values, default=0) < 1, f"{name}={list(values)} are not all positive")
             for name, values in (("unet.heads", p.unet.heads), ("unet.channels", p.unet.channels))

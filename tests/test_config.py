@@ -118,6 +118,7 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("lab", {"objective.lambda_perceptual": 0.5, "conditioning.identity": ["mobileface_v2"]}, ["objective.lambda_perceptual=0.5", "dlib"]),
     ("lab", {"sampling.eta": 0.5, "sampling.sampler": "dpm-solver++"}, ["sampling.eta=0.5", "sampling.sampler=dpm-solver++"]),
     ("ae-lab", {"training.zero_stage": 3}, ["training.zero_stage=3", "trains=autoencoder"]),
+    ("lab-finished", {"training.zero_stage": 3}, ["training.zero_stage=3", "trains=finish"]),
     ("lab", {"training.offload": "all"}, ["training.offload=all", "training.zero_stage=1"]),
     ("lab", {"training.offload": "optimizer", "training.zero_stage": 0}, ["training.offload=optimizer", "training.zero_stage=0"]),
     ("lab", {"training.precision": "fp16", "training.zero_stage": 0}, ["training.precision=fp16", "training.zero_stage=0"]),
