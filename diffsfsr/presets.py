@@ -206,7 +206,7 @@ def tuned(name: str) -> str:
 def preset(name: str) -> Preset:
     """The row of that name. Raises InputError naming the nearest known preset."""
     if name not in PRESETS:
-        main = [row.name for row in PRESETS.values() if row.trains == "diffusion" and not row.experts]
+        main = [row.name for row in PRESETS.values() if row.portrays and not row.experts]
         more = "what they train (ae-lab, dln-lab, decoder-lab) and their ablations (lab-no-background, ...)"
         raise InputError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; known: {', '.join(main)}, {more}")
     return PRESETS[name]
