@@ -144,3 +144,15 @@ def test_gradient_through_decoder_and_encoder_is_the_finite_difference(name: str
             direction, h = torch.randn(z.shape, generator=g, dtype=torch.float64), 1e-6
             slope = float(loss(z + h * direction) - loss(z - h * direction)) / (2 * h)
             assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-9)
+
+
+def test_a_weight_says_where_a_reconstruction_counts() -> None:
+    images, rebuilt = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
+    rebuilt[:, :, :, 4:] = 0.5
+    plain, even = losses.reconstruction_losses(rebuilt, images), losses.reconstruction_losses(rebuilt, images, torch.ones(2, 1, 8, 8))
+    assert all(torch.allclose(plain[name], even[name]) for name in plain)
+    left = torch.zeros(2, 1, 8, 8)
+    left[..., :4] = 1
+    found = losses.reconstruction_losses(rebuilt, images, left)
+    assert found["mae"].tolist() == [0, 0] and torch.equal(found["psnr"], plain["psnr"])
+    assert torch.allclose(found["edges"], torch.tensor(0.0))  # the step is to the right of what counts

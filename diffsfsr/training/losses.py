@@ -88,11 +88,21 @@ def min_snr_weight(prediction: str, t: Tensor, schedule: NoiseSchedule, gamma: f
     return weight.float()
 
 
-def reconstruction_losses(rebuilt: Tensor, images: Tensor) -> dict[str, Tensor]:
+def reconstruction_losses(rebuilt: Tensor, images: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
     """Of pictures (B,3,S,S) in [-1, 1], each (B,): 'mae' and 'edges', the absolute error of pixels and of their differences to the
-    right and below; 'loss', their sum; and 'psnr' in dB, without a gradient."""
+    right and below, in which a pixel counts by `weight` (B,1,S,S), all alike without it; 'loss', their sum; and 'psnr' of all pixels in
+    dB, without a gradient."""
     error = rebuilt.float() - images
-    mae = error.abs().flatten(1).mean(1)
-    edges = error.diff(dim=-1).abs().flatten(1).mean(1) + error.diff(dim=-2).abs().flatten(1).mean(1)
+    right, below = error.diff(dim=-1).abs(), error.diff(dim=-2).abs()
+    if weight is None:
+        mae, edges = error.abs().flatten(1).mean(1), right.flatten(1).mean(1) + below.flatten(1).mean(1)
+    else:
+        mae = _weighed(error.abs(), weight)
+        edges = _weighed(right, weight[..., 1:]) + _weighed(below, weight[..., 1:, :])
     psnr = 10 * torch.log10(4 / (error.detach().square().flatten(1).mean(1) + 1e-12))
     return {"loss": mae + edges, "mae": mae, "edges": edges, "psnr": psnr}
+
+
+def _weighed(error: Tensor, weight: Tensor) -> Tensor:
+    """The mean (B,) of (B,C,h,w) by weights (B,1,h,w)."""
+    return (error.mean(1, keepdim=True) * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)

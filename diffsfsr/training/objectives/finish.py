@@ -61,11 +61,13 @@ class FinishObjective:
         images, landmarks = batch["images"], batch["landmarks"]
         self.looks.to(images.device)
         face = F.interpolate(batch["mask"], images.shape[-2:], mode="bilinear")
-        latents = torch.where(batch["made"][:, None, None, None], self._made(batch, generator), batch["latent"])
+        latents, made = batch["latent"].clone(), batch["made"]
+        if made.any():
+            latents[made] = self._made({name: value[made] for name, value in batch.items()}, generator)
         painted, taken_for, seen = network(latents, images, face)
         painted = painted.float()
-        error, weight = (painted - images).abs(), _BACKGROUND + face
-        found = {"mae": _weighed(error, weight), "edges": _edges(painted - images, weight)}
+        rebuilt = losses.reconstruction_losses(painted, images, _BACKGROUND + face)
+        found = {"mae": rebuilt["mae"], "edges": rebuilt["edges"]}
         found["loss_perceptual"] = losses.perceptual_loss(self._look(painted, landmarks), self._look(images, landmarks))
         found["loss_fooled"], found["loss_discriminator"] = fooled(taken_for), hinge(*seen)
         scales = {"mae": 1.0, "edges": _EDGES, "loss_perceptual": _LOOKS, "loss_fooled": _FOOLED, "loss_discriminator": 1.0}
@@ -139,14 +141,3 @@ def _rows(shards: list[str], faces: list[str]) -> np.ndarray:
     for row, face in enumerate(read_shards(shards, "train", ["face_id"])["face_id"].to_pylist()):
         first.setdefault(face, row)
     return np.array([first[face] for face in faces])
-
-
-def _weighed(error: Tensor, weight: Tensor) -> Tensor:
-    """The mean (B,) of (B,C,h,w) by weights (B,1,h,w)."""
-    return (error.mean(1, keepdim=True) * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
-
-
-def _edges(difference: Tensor, weight: Tensor) -> Tensor:
-    """The absolute error of pixels' differences to the right and below, (B,)."""
-    right, below = difference.diff(dim=-1).abs(), difference.diff(dim=-2).abs()
-    return _weighed(right, weight[..., 1:]) + _weighed(below, weight[..., 1:, :])
