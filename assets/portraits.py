@@ -22,7 +22,7 @@ from diffsfsr.errors import InputError, NotReady
 from diffsfsr.portrait import shipped
 from diffsfsr.portrait.order import Order
 from diffsfsr.portrait.sitting import sit
-from diffsfsr.portrait.words import WORD_TABLE, WordTable, beside, reference, vocabulary
+from diffsfsr.portrait.words import WORD_TABLE, Found, WordTable, beside, reference, vocabulary
 
 _LEASE_SECONDS = 120.0  # after which the requests of a holder that died are taken again
 
@@ -74,8 +74,8 @@ class Serving:
             raise InputError(f"{model / WORD_TABLE}, by which words are looked up, is missing or empty: {do}")
         return cls(Studio(model), shipped_version(model), None, folder, words=words)
 
-    def expression(self, word: str, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """The (16,) reference embedding that stands for a word, and how it was found."""
+    def expression(self, word: str, seed: int) -> Found:
+        """What stands for a word."""
         at_hand = self.catalogue.vocabulary(self.studio.dln.version) if self.catalogue else None
         return reference(word, seed, *vocabulary(self.words, at_hand))
 

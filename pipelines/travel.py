@@ -72,7 +72,7 @@ def _stations(wanted: Travel, sitting: Sitting, serving: Serving) -> tuple[Any, 
             face = serving.studio.face(photograph(name), f"station {name}")
             station, fact = serving.studio.embed_expression(face)[0], {"photograph": name}
         else:
-            vector, fact = serving.expression(name, wanted.seed)
+            vector, fact, _ = serving.expression(name, wanted.seed)  # between two feelings none is the contrary one
             station = torch.from_numpy(vector).to(sitting.own)
         found.append(expression_strength(sitting.own, station, wanted.strength))
         facts.append(fact)

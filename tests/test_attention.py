@@ -72,6 +72,17 @@ def test_kept_keys_and_values_change_nothing(model: DiffSFSR, guidance: float) -
     assert float((made - other).abs().max()) > 1e-3  # the tokens matter here
 
 
+def test_a_negative_expression_stands_in_the_unconditional_rows_alone(model: DiffSFSR) -> None:
+    given, present = conditions(), torch.tensor([[True, True], [True, False]])
+    negative, null = conditions(seed=3)["expression"], torch.tensor([False, False, True, True])
+    z, t = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(5)), torch.full((4,), 500.0)
+    fn = sampling.conditioned(model, given["condition"], {"dlib": given["dlib"]}, given["expression"], present, negative)
+    shown = torch.tensor([[True, True], [True, False], [False, True], [False, False]])  # a slot that is absent stays so
+    expression = torch.cat([given["expression"], negative])
+    expected = model(z, t, given["condition"].repeat(2, 1, 1, 1), {"dlib": given["dlib"].repeat(2, 1)}, expression, shown)
+    torch.testing.assert_close(fn(z, t, null), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_it_is_the_attention_of_diffusers(model: DiffSFSR) -> None:
     g = torch.Generator().manual_seed(0)
     context, layer = torch.randn(3, 2, 32, generator=g), cross(model)[0]

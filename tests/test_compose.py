@@ -137,3 +137,22 @@ def test_sittings_of_one_kind_are_painted_together_and_in_order(
     for sitting, portrait in zip([first, *others], made, strict=True):
         assert np.abs(alone.paint([sitting])[0].crop.astype(int) - portrait.crop).max() <= 1
     assert (made[1].crop != made[3].crop).any() and alone.paint([]) == []
+
+
+def test_a_word_is_led_away_from_its_contrary_where_the_preset_wants_it(model: Path, astronaut: Path, tom_hanks: Path) -> None:
+    """Together with a sitting that has no contrary, and fading with the strength of the wish."""
+    alone = Studio(model, commercial_only=True)
+    scene, selfie = read(astronaut), alone.face(read(tom_hanks), "the selfie")
+    wanted, contrary = np.eye(16, dtype=np.float32)[:2]
+    led, plain = (alone.sit([selfie], scene, wanted, negative=negative, seed=1) for negative in (contrary, None))
+    assert led.negative is not None and plain.negative is None
+    assert torch.allclose(led.negative, torch.from_numpy(contrary), atol=1e-6)
+    none = alone.sit([selfie], scene, wanted, negative=contrary, strength=0.0).negative
+    assert none is not None and torch.allclose(none, led.own, atol=1e-6)
+    assert alone.sit([selfie], scene, None, negative=contrary, task="identity").negative is None
+    told = [sitting.crop for sitting in alone.paint([led, plain])]
+    assert np.array_equal(*told)  # this preset does not want it
+    alone.preset = dataclasses.replace(alone.preset, sampling=dataclasses.replace(alone.preset.sampling, negative=True))
+    torch.nn.init.normal_(alone.pipeline.unet.class_embedding.linear_2.weight, std=0.1)
+    together = [portrait.crop for portrait in alone.paint([plain, led])]
+    assert not np.array_equal(*together) and np.array_equal(together[0], alone.paint([plain])[0].crop)

@@ -173,6 +173,18 @@ def test_absent_encoders_become_null_tokens() -> None:
     assert not torch.equal(without, pipe(**given, guidance=1.0, output_type="latent").images)
 
 
+def test_guidance_leads_away_from_a_negative_expression() -> None:
+    pipe, given = pipeline(), inputs()
+    torch.nn.init.normal_(pipe.unet.class_embedding.linear_2.weight, std=0.1)
+    other = given["expression"].flip(1)
+    plain, led = pipe(**given, guidance=2.0).images, pipe(**given, negative_expression=other, guidance=2.0).images
+    assert not torch.equal(plain, led)
+    assert torch.equal(pipe(**given, guidance=1.0).images, pipe(**given, negative_expression=other, guidance=1.0).images)
+    for wrong in ({"negative_expression": other[:1]}, {"negative_expression": other, "expression": None}):
+        with pytest.raises(InputError, match="negative_expression"):
+            pipe(**given | wrong)
+
+
 def test_bad_calls_are_refused() -> None:
     pipe, given = pipeline(), inputs()
     plain = pipeline(config.override(TINY, {"conditioning.drop_all": 0.0, "sampling.guidance": 1.0}))

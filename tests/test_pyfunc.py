@@ -100,8 +100,8 @@ def test_the_seed_chooses_among_the_faces_of_a_word_as_the_catalogue_would(home:
     serving = Serving(studio, "1", Catalogue(home / "catalogue"), home / "portraits")
     (words,) = (home / "mlartifacts").rglob("words.parquet")
     found = [(WordTable(words).reference("delight", seed), serving.expression("delight", seed)) for seed in range(6)]
-    assert all(facts == theirs and (vector == their).all() for (vector, facts), (their, theirs) in found)
-    assert {facts["reference"] for (_, facts), _ in found} == {"d/0000/0", "d/0001/0"}
+    assert all(facts == theirs and (vector == their).all() for (vector, facts, _), (their, theirs, _) in found)
+    assert {facts["reference"] for (_, facts, _), _ in found} == {"d/0000/0", "d/0001/0"}
 
 
 def test_a_wrong_row_is_refused(champion: Any, order: Order, tmp_path: Path) -> None:  # noqa: F811

@@ -412,7 +412,7 @@ def test_faces_are_forgotten_from_the_words_of_every_version(registry: Registry,
     assert registry.forget(["d/1", "nobody"]) == 2 and registry.forget(["d/1"]) == 0
     for version in (1, 2):
         root = registry.resolve(version).folder.parent
-        _, facts = WordTable(root / "words.parquet").reference("happiness", 0)
+        _, facts, _ = WordTable(root / "words.parquet").reference("happiness", 0)
         assert facts["among"] == 2 and b"d/1" not in (root / "words.parquet").read_bytes()
 
 

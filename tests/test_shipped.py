@@ -29,7 +29,7 @@ from diffsfsr.face.images import decode, read, to_tensor
 from diffsfsr.model.pipeline import DiffSFSRPipeline
 from diffsfsr.portrait import shipped
 from diffsfsr.portrait.compose import Studio
-from diffsfsr.portrait.words import WORDS, WordTable, beside, examples
+from diffsfsr.portrait.words import WORDS, WordTable, beside, examples, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = {"mean": 41.5, "low": 35.25, "high": 48.0, "count": 200}
@@ -190,6 +190,21 @@ def test_examples_of_a_feeling_are_unlike_those_of_its_contrary() -> None:
     # a label without a contrary leaves out its faces that look like another's
     alone = examples(["anger"] * 200 + ["surprise"] * 240, np.concatenate([angry, near(3, count=200), near(1)])).to_pylist()
     assert all(np.argmax(row["expression"]) == 3 for row in alone if row["emotion"] == "surprise")
+
+
+def test_a_feeling_is_led_away_from_its_contraries_and_no_feeling_from_nothing() -> None:
+    faces = {
+        label: np.eye(16, dtype=np.float32)[[i, i + 1]] for i, label in enumerate(("anger", "happiness", "neutral", "sadness", "surprise"))
+    }
+    words = ("melancholy", "joy", "surprise", "neutral")
+    found = {word: reference(word, 0, dict.fromkeys(faces, 2), lambda label: (["a", "b"], faces[label])) for word in words}
+    assert found["melancholy"].negative is not None and found["joy"].negative is not None
+    np.testing.assert_allclose(found["melancholy"].negative, faces["happiness"].sum(0) / 2**0.5, atol=1e-6)
+    unpleasant = faces["anger"].mean(0) + faces["sadness"].mean(0)
+    np.testing.assert_allclose(found["joy"].negative, unpleasant / np.linalg.norm(unpleasant), atol=1e-6)
+    assert found["surprise"].negative is None and found["neutral"].negative is None
+    alone = reference("sadness", 0, {"sadness": 2}, lambda label: (["a", "b"], faces[label]))
+    assert alone.negative is None  # nobody here shows the contrary
 
 
 def test_examples_leave_out_wrong_labels_and_labels_of_few() -> None:
@@ -382,7 +397,7 @@ def test_a_champion_comes_first(model: Path, exported: Path, tmp_path: Path, mon
     registry.promote(1, "ann", "the first")
     serving = Serving.champion(registry, lambda: catalogue, tmp_path)
     assert serving.version == "1"
-    vector, facts = serving.expression("delight", 0)  # the catalogue has no face: the model brings its own
+    vector, facts, _ = serving.expression("delight", 0)  # the catalogue has no face: the model brings its own
     assert facts["among"] == beside(exported).labels["happiness"] and np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
     catalogue.upsert_faces(_labelled(serving.studio.dln.version, ["happiness", "surprise"]))
     found = {word: serving.expression(word, 0)[1]["reference"] for word in ("delight", "surprise", "neutral")}

@@ -22,7 +22,7 @@ from diffsfsr.evaluation.judges import embed
 from diffsfsr.evaluation.methods import face_in_place
 from diffsfsr.evaluation.outputs import Outputs
 from diffsfsr.evaluation.protocols import FindFaces
-from diffsfsr.portrait.words import Vocabulary, reference
+from diffsfsr.portrait.words import Found, Vocabulary, reference
 
 ASKED = ("joy", "surprise", "anger", "sadness", NEUTRAL)  # a word a family; fear is a word that data sets have too few faces of
 KINDS = (
@@ -64,16 +64,18 @@ def family(label: str) -> str:
 
 
 class ByWord:
-    """Our model, told the expression by a word: `embeddings` are what stands for it, by the seed of an item, and were chosen among the
-    faces `among`."""
+    """Our model, told the expression by a word: `found` is what stands for it, by the seed of an item, chosen among the faces `among`."""
 
-    def __init__(self, ours: Ours, word: str, embeddings: Mapping[int, np.ndarray], among: Sequence[str]) -> None:
-        self.ours, self.embeddings, self.name = ours, embeddings, f"{ours.name}, {word}"
-        self.version = tables.fingerprint(ours.version, word, list(among))
+    def __init__(self, ours: Ours, word: str, found: Mapping[int, Found], among: Sequence[str]) -> None:
+        self.ours, self.found, self.name = ours, found, f"{ours.name}, {word}"
+        negative = next(iter(found.values())).negative  # one for all items
+        self.version = tables.fingerprint(ours.version, word, list(among), None if negative is None else negative.tolist())
 
     def __call__(self, items: Sequence[Item], seeds: Sequence[int]) -> list[Picture | None]:
-        wanted = np.stack([self.embeddings[seed] for seed in seeds]).astype(np.float32)
-        return self.ours.painted(items, torch.from_numpy(wanted).to(self.ours.studio.device), seeds)
+        found = [self.found[seed] for seed in seeds]
+        wanted, negative = [one.vector for one in found], [one.negative for one in found if one.negative is not None]  # all, or none
+        told = [torch.from_numpy(np.stack(part).astype(np.float32)).to(self.ours.studio.device) for part in (wanted, negative) if part]
+        return self.ours.painted(items, told[0], seeds, *told[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,13 +98,13 @@ def ask(ours: Ours, vocabulary: Vocabulary, n: int, seed: int, folder: Path | No
     if not served:
         raise NotReady("no face that this model knows has a label of these words; prepare photographs with labels (labels.csv)")
     found = {word: [reference(word, each, *vocabulary) for each in seeds] for word in served}
-    items = make_items_beside(ours.faces, [[found[word][i][1]["reference"] for word in served] for i in range(n)], seed)
+    items = make_items_beside(ours.faces, [[found[word][i].facts["reference"] for word in served] for i in range(n)], seed)
     pairs = pair_list(ours.faces, "identity", items, seeds)
     asked = []
     for word, references in found.items():
-        among = [face for label in references[0][1]["labels"] for face in vocabulary.faces_of(label)[0]]
-        method = ByWord(ours, word, {each: vector for each, (vector, _) in zip(seeds, references, strict=True)}, among)
-        asked.append(Asked(word, [facts for _, facts in references], Outputs(folder, method, pairs, ours.faces)))
+        among = [face for label in references[0].facts["labels"] for face in vocabulary.faces_of(label)[0]]
+        method = ByWord(ours, word, dict(zip(seeds, references, strict=True)), among)
+        asked.append(Asked(word, [one.facts for one in references], Outputs(folder, method, pairs, ours.faces)))
     return asked
 
 

@@ -38,13 +38,17 @@ class Ours:
         return self.studio.dln(*self._seen(indices))
 
     @torch.inference_mode()
-    def painted(self, items: Sequence[Item], expressions: Tensor, seeds: Sequence[int]) -> list[Picture | None]:
-        """The items with other expressions (B, 16) than those of their expression images."""
+    def painted(
+        self, items: Sequence[Item], expressions: Tensor, seeds: Sequence[int], negative: Tensor | None = None
+    ) -> list[Picture | None]:
+        """The items with other expressions (B, 16) than those of their expression images, away from the `negative` ones where given."""
         scenes, studio = roles(items, "scene"), self.studio
         crops = np.stack([self.faces.crops[i] for i in scenes])
         masks = studio.parser.masks(crops, self.faces.landmarks[scenes])
         who = studio.identity(*self._seen(roles(items, "identity")))
-        made = studio.generate(to_tensor(crops).to(studio.device), masks, self.faces.landmarks[scenes], who, expressions, seeds)
+        made = studio.generate(
+            to_tensor(crops).to(studio.device), masks, self.faces.landmarks[scenes], who, expressions, seeds, negative=negative
+        )
         return [paste_back(scene, crop, _IN_PLACE, mask, FEATHER) for scene, crop, mask in zip(crops, made, masks, strict=True)]
 
     def _seen(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -151,6 +151,7 @@ class DiffSFSRPipeline(DiffusionPipeline):
         mask: Tensor,
         identity: dict[str, Tensor | None],
         expression: Tensor | None = None,
+        negative_expression: Tensor | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         eta: float | None = None,
@@ -168,6 +169,7 @@ class DiffSFSRPipeline(DiffusionPipeline):
             scene: (B,3,S,S) in [-1, 1]. mask: (B,1,S,S), 1 on the face.
             identity: encoder name -> (B,D) raw embeddings; an encoder left out is replaced by its null token.
             expression: (B,16) as the scene's head would show it (`Dln.posed`), or None.
+            negative_expression: (B,16), what guidance leads away from, in place of no expression; without guidance it has no effect.
             present: (B,K+1) bool, see `ConditionTokens.forward`.
             steps, guidance, eta: the trained preset's unless given; see `sample`.
             seeds: one per item; 0..B-1 unless given. generator: in place of seeds, one for all items in turn, or one per item.
@@ -186,6 +188,8 @@ class DiffSFSRPipeline(DiffusionPipeline):
         generators = _per_item(generator, len(scene), seeds)
         seeds = list(range(len(scene)) if seeds is None else seeds)
         self._check(scene, mask, seeds, guidance, output_type, callback_on_step_end_tensor_inputs)
+        if negative_expression is not None and (expression is None or negative_expression.shape != expression.shape):
+            raise InputError("negative_expression must be of the same shape as an expression that is given too")
         self._check_scheduler()
         self._interrupt = False
         device = self._execution_device
@@ -193,8 +197,9 @@ class DiffSFSRPipeline(DiffusionPipeline):
         condition = condition_latents(self.vae, scene, mask, self.mask_channel, self.background)
         named = {k: None if v is None else v.to(device) for k, v in identity.items()}
         travel = None if expression is None else expression.to(device)
+        negative = None if negative_expression is None else negative_expression.to(device)
         latents = sample(
-            conditioned(self.model, condition.to(self.unet.dtype), named, travel, present),
+            conditioned(self.model, condition.to(self.unet.dtype), named, travel, present, negative),
             (self.vae.config.channels, *condition.shape[-2:]),
             self.scheduler,
             steps,

@@ -80,9 +80,15 @@ def _draw(shape: Sequence[int], generators: Sequence[torch.Generator], device: A
 
 
 def conditioned(
-    model: DiffSFSR, condition: Tensor, identity: dict[str, Tensor | None], expression: Tensor | None, present: Tensor | None = None
+    model: DiffSFSR,
+    condition: Tensor,
+    identity: dict[str, Tensor | None],
+    expression: Tensor | None,
+    present: Tensor | None = None,
+    negative: Tensor | None = None,
 ) -> ModelFn:
     """The model bound to B items' conditions, for `sample`: rows with `null` set see null tokens in every slot, and the background.
+    Where `negative` (B,16) is given, they see it as their expression.
 
     A batch of 2B rows holds the items twice. What stays the same from step to step (tokens, and their keys and values in every
     cross-attention) is computed anew only for another `null` tensor: `sample` hands in one and the same at every step. The
@@ -99,7 +105,11 @@ def conditioned(
             copies = len(null) // len(condition)
             named = {k: None if v is None else v.repeat(copies, 1) for k, v in identity.items()}
             travel = None if expression is None else expression.repeat(copies, 1)
-            tokens = model.tokens(named, travel, present.repeat(copies, 1) & ~null[:, None])
+            shown = present.repeat(copies, 1) & ~null[:, None]
+            if travel is not None and negative is not None:
+                travel = torch.where(null[:, None], negative.repeat(copies, 1), travel)
+                shown[:, -1] = present[:, -1].repeat(copies)
+            tokens = model.tokens(named, travel, shown)
             kept = attention.keep(model.unet, tokens.to(model.unet.dtype))
             last = given = _Constant(null, condition.repeat(copies, 1, 1, 1), tokens, kept)
         return model.denoise(z_t, t, given.condition, given.tokens, given.kept)

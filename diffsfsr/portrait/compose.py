@@ -52,6 +52,7 @@ class Sitting:
     identity: dict[str, Tensor]  # encoder -> (D,)
     expression: Tensor  # (16,), unit length: what is to be shown
     own: Tensor  # (16,): the scene's
+    negative: Tensor | None  # (16,): what guidance leads away from, in place of no expression
     seed: int
     steps: int
     sampler: str
@@ -135,6 +136,7 @@ class Studio:
         scene: np.ndarray,
         expression: np.ndarray | None,
         *,
+        negative: np.ndarray | None = None,
         task: str = "all",
         strength: float = 1.0,
         steps: int = 0,
@@ -145,7 +147,8 @@ class Studio:
         """All of one portrait but the painting.
 
         `selfies` show one person (none for task `expression`), `scene` is HWC uint8 RGB of any size, `expression` (16,) the
-        word's embedding (None for task `identity`). The other arguments are those of portrait.order.Order. Raises InputError
+        word's embedding (None for task `identity`), `negative` (16,) the contrary feeling's, where it has one.
+        The other arguments are those of portrait.order.Order. Raises InputError
         where no portrait can come of it: no face, or steps that the sampler cannot take.
         """
         clock = _Clock()
@@ -160,20 +163,28 @@ class Studio:
             own = self.embed_expression(target)[0]
             wanted = own if task == "identity" or expression is None else torch.from_numpy(np.float32(expression)).to(self.device)
             shown = expression_strength(own, wanted, strength)
+            away = self._away(own, negative, strength) if task != "identity" else None
         outliers = {name: tuple(map(int, found.outliers)) for name, found in people.items() if found.outliers}
         for name in outliers:
             print(_told(name, people[name]), file=sys.stderr, flush=True)
-        return Sitting(scene, target, mask, identity, shown, own, seed, steps, sampler, outliers, clock.seconds)
+        return Sitting(scene, target, mask, identity, shown, own, away, seed, steps, sampler, outliers, clock.seconds)
+
+    def _away(self, own: Tensor, negative: np.ndarray | None, strength: float) -> Tensor | None:
+        """The negative expression of a wish of that strength: at 0 the scene's own, so that nothing is added to it."""
+        if negative is None:
+            return None
+        return expression_strength(own, torch.from_numpy(np.float32(negative)).to(self.device), min(strength, 1.0))
 
     def paint(self, sittings: Sequence[Sitting]) -> list[Portrait]:
-        """A portrait for each sitting, in order. Those of equal steps and sampler are painted together, at most TOGETHER at once.
+        """A portrait for each sitting, in order. Those of equal steps and sampler, all with a negative expression or all
+        without, are painted together, at most TOGETHER at once.
 
         Alone or with others, a sitting gives the same portrait but for rounding: a pixel may differ by 1 of 255.
         """
         made: dict[int, Portrait] = {}
-        groups: dict[tuple[int, str], list[int]] = {}
+        groups: dict[tuple[int, str, bool], list[int]] = {}
         for i, sitting in enumerate(sittings):
-            groups.setdefault((sitting.steps, sitting.sampler), []).append(i)
+            groups.setdefault((sitting.steps, sitting.sampler, sitting.negative is None), []).append(i)
         for group in groups.values():
             for start in range(0, len(group), TOGETHER):
                 chosen = group[start : start + TOGETHER]
@@ -182,6 +193,7 @@ class Studio:
 
     def _paint_together(self, sittings: Sequence[Sitting]) -> list[Portrait]:
         clock = _Clock()
+        negative = [sitting.negative for sitting in sittings if sitting.negative is not None]  # of all, or of none
         with clock.time("generate"):
             crops = self.generate(
                 to_tensor(np.stack([sitting.target.crop for sitting in sittings])),
@@ -192,6 +204,7 @@ class Studio:
                 [sitting.seed for sitting in sittings],
                 sittings[0].steps,
                 sittings[0].sampler,
+                torch.stack(negative) if negative else None,
             )
         return [sitting.finished(crop, clock.seconds) for sitting, crop in zip(sittings, crops, strict=True)]
 
@@ -205,13 +218,17 @@ class Studio:
         seeds: Sequence[int],
         steps: int = 0,
         sampler: str = "",
+        negative: Tensor | None = None,
     ) -> np.ndarray:
         """(B, S, S, 3) uint8 faces for scenes (B, 3, S, S), masks (B, S, S) of 0 and 1, the landmarks of the scenes' faces (B, 68, 2) in
-        crop pixels and embeddings of B rows; not pasted back. The model is told the expression in the pose of the scene's head."""
+        crop pixels and embeddings of B rows; not pasted back. The model is told the expression in the pose of the scene's head,
+        and the `negative` one (B, 16) where sampling.negative wants it."""
         self.pipeline.set_sampler(sampler or self.preset.sampling.sampler)
         mask = torch.from_numpy(masks)[:, None].float()
-        told = self.dln.posed(expression, torch.from_numpy(np.float32(landmarks)))
-        made = self.pipeline(scenes, mask, dict(identity), told, steps=steps or None, seeds=list(seeds), output_type="np")
+        posed = torch.from_numpy(np.float32(landmarks))
+        told = self.dln.posed(expression, posed)
+        away = self.dln.posed(negative, posed) if negative is not None and self.preset.sampling.negative else None
+        made = self.pipeline(scenes, mask, dict(identity), told, away, steps=steps or None, seeds=list(seeds), output_type="np")
         return made.images
 
 

@@ -34,10 +34,10 @@ def sit(order: Order, studio: Studio, reference: Reference) -> tuple[Sitting, np
 
     Raises InputError for an order that cannot be fulfilled.
     """
-    expression, facts = reference(order.emotion, order.seed) if order.task != "identity" else (None, None)
+    expression, facts, negative = reference(order.emotion, order.seed) if order.task != "identity" else (None, None, None)
     selfies, scene = photographs(order, studio)
     wishes = {name: getattr(order, name) for name in ("task", "strength", "steps", "sampler", "seed", "face")}
-    return studio.sit(selfies, scene, expression, **wishes), expression, facts
+    return studio.sit(selfies, scene, expression, negative=negative, **wishes), expression, facts
 
 
 def photographs(order: Inputs, studio: Studio) -> tuple[list[AlignedFace], np.ndarray]:

@@ -14,8 +14,6 @@ from diffsfsr import tables
 from diffsfsr.emotions import at_hand, choose_reference, resolve, word_of
 from diffsfsr.errors import InputError
 
-# (word, seed) -> the (16,) embedding that stands for it, and how it was found.
-Reference = Callable[[str, int], tuple[np.ndarray, dict[str, Any]]]
 # label -> ids of its faces, sorted, and their embeddings (n, 16)
 FacesOf = Callable[[str], tuple[list[str], np.ndarray]]
 
@@ -26,6 +24,17 @@ WORD_TABLE = "words.parquet"  # what a file of them is called, in a model's fold
 _MOST = 32  # faces of a label that are kept as examples of it: a reference is one of the eight nearest to their mean
 _VALENCE = {"Love": 1, "Joy": 1, "Anger": -1, "Sadness": -1, "Fear": -1}  # of the families (Shaver et al. 1987)
 _LEAST = 0.005  # share of the labelled faces below which a label is too weak to be one: on LFW those with a dozen faces
+
+
+class Found(NamedTuple):
+    """What stands for a word: an expression embedding (16,), how it was found, and the contrary feeling's (16,), where it has one."""
+
+    vector: np.ndarray
+    facts: dict[str, Any]
+    negative: np.ndarray | None
+
+
+Reference = Callable[[str, int], Found]  # of (word, seed)
 
 
 class Vocabulary(NamedTuple):
@@ -46,14 +55,23 @@ def vocabulary(own: WordTable | None, here: Vocabulary | None) -> Vocabulary:
     return Vocabulary(brought | serving, faces_of)
 
 
-def reference(word: str, seed: int, labels: Mapping[str, int], faces_of: FacesOf) -> tuple[np.ndarray, dict[str, Any]]:
-    """One face's embedding for a word, by the labels that serve it. Raises as `emotions.resolve` does."""
+def reference(word: str, seed: int, labels: Mapping[str, int], faces_of: FacesOf) -> Found:
+    """One face's embedding for a word, by the labels that serve it, and that of the contrary feeling. Raises as `emotions.resolve` does."""
     resolution = resolve(word, {label: count for label, count in labels.items() if label})
     found = [faces_of(label) for label in resolution.labels]
     ids, vectors = [i for part, _ in found for i in part], np.concatenate([v for _, v in found])
     chosen = choose_reference(vectors, seed=seed)
     facts = {"word": word, "labels": list(resolution.labels), "how": resolution.how, "reference": ids[chosen], "among": len(ids)}
-    return vectors[chosen], facts
+    return Found(vectors[chosen], facts, _negative(word, labels, faces_of))
+
+
+def _negative(word: str, labels: Mapping[str, int], faces_of: FacesOf) -> np.ndarray | None:
+    """(16,), unit length: between the means of the labels of contrary feelings; None where there is none, or the word is no feeling."""
+    contrary = [label for label in sorted(labels) if label and _valence(label) * _valence(word) < 0]
+    if not contrary:
+        return None
+    mean = np.mean([faces_of(label)[1].mean(0) for label in contrary], axis=0)
+    return (mean / np.linalg.norm(mean)).astype(np.float32)
 
 
 def examples(labels: Sequence[str], vectors: np.ndarray) -> pa.Table:
@@ -136,6 +154,6 @@ class WordTable:
         """Ids of a label's faces, sorted, and their embeddings (n, 16)."""
         return self._rows[label]
 
-    def reference(self, word: str, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    def reference(self, word: str, seed: int) -> Found:
         """As `reference` above, over this file."""
         return reference(word, seed, self.labels, self.faces)
