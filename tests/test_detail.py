@@ -167,7 +167,7 @@ def test_a_portrait_is_finished_with_its_own_seed() -> None:
     scene = np.clip(_grey(_skin() + _noise(8)), 0, 255).astype(np.uint8)
     crop, mask, matrix = np.full((64, 64, 3), 120, np.uint8), np.ones((64, 64), np.uint8), np.array([[0.25, 0, -8], [0, 0.25, -8]])
     face = alignment.AlignedFace((0, 0, 9, 9), np.zeros((68, 2), np.float32), matrix, 64, crop, Pose(0, 0, 0), 0, 1, 0.0)
-    sitting = Sitting(scene, face, mask, {}, None, None, 6, 1, "ddim", {}, {})  # type: ignore[arg-type]
+    sitting = Sitting(scene, face, mask, {}, None, None, None, 6, 1, "ddim", {}, {})  # type: ignore[arg-type]
     image = sitting.finished(crop, {}).image
     np.testing.assert_array_equal(image, paste_back(scene, crop, matrix, mask, FEATHER, 6))
     assert (image != dataclasses.replace(sitting, seed=7).finished(crop, {}).image).any()

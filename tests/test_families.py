@@ -46,7 +46,8 @@ class Painter:
     def __init__(self, faces: Faces) -> None:
         self.faces, self.made, self.studio = faces, 0, SimpleNamespace(device=torch.device("cpu"))
 
-    def painted(self, items: Any, expressions: torch.Tensor, seeds: Any) -> list[Any]:
+    def painted(self, items: Any, expressions: torch.Tensor, seeds: Any, negative: torch.Tensor | None = None) -> list[Any]:
+        assert negative is None or negative.shape == expressions.shape  # for a word that has a contrary among the labels
         self.made += len(items)
         shown = [LABELS[int(k)] for k in expressions.argmax(1)]
         return [
