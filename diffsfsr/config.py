@@ -107,6 +107,7 @@ class Objective:
     min_snr: float = 0.0  # gamma, at which a timestep's weight is clipped (Hang et al. 2023); 0: off
     p_self: float = 0.5  # chance of a self triplet
     other_photo: float = 0.0  # chance that a self triplet takes who it shows from another photograph of that person
+    by_label: float = 0.0  # chance that a cross triplet's expression is drawn by its label first, as often a rare one as a common one
 
     @property
     def sees_faces(self) -> bool:

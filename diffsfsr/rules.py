@@ -112,7 +112,7 @@ def refuse_bad_combinations(p: Preset) -> None:
         *[(_at(p, name) < 0, f"{name}={_at(p, name)} is negative") for name in _NOT_NEGATIVE],
         *[
             (not 0 <= _at(p, name) <= 1, f"{name}={_at(p, name)} is not between 0 and 1")
-            for name in ("objective.p_self", "objective.other_photo", "objective.aux_fraction", "objective.aux_from")
+            for name in ("objective.p_self", "objective.other_photo", "objective.by_label", "objective.aux_fraction", "objective.aux_from")
         ],
         (
             p.trains == "diffusion" and _no_carrier(p),

@@ -151,6 +151,33 @@ def test_another_photograph_says_who(tmp_path: Path) -> None:
     assert 0.25 < np.mean(moved) < 0.42  # half of them, and of these one in three or four meets the scene again
 
 
+def test_a_rare_label_is_shown_as_often_as_a_common_one(tmp_path: Path) -> None:
+    """Eleven neutral faces of three people, and one sad and one unlabelled of a fourth: each label has a third where labels are drawn."""
+    made = [row | {"emotion": "neutral", "person": f"p{i % 3}"} for i, row in enumerate(rows())]
+    made[3] |= {"emotion": "sadness", "person": "rare"}
+    made[8] |= {"emotion": "", "person": "rare"}
+    data = triplets(tmp_path, made)
+
+    def shown(by_label: float) -> tuple[list[int], list[int], Batch]:
+        batches = [data.draw(Position(step, 0, 0, 1, 1, 0), 8, 0.25, 0.5, by_label) for step in range(300)]
+        drawn = {name: torch.cat([b[name] for b in batches]) for name in ("latent", "expression", "cross", "id_dlib")}
+        scene, _, expression = sources(drawn, made)
+        return scene, expression, drawn
+
+    scene, expression, batch = shown(1.0)
+    people, cross = [row["person"] for row in made], batch["cross"].bool().tolist()
+    strangers = [(s, e) for s, e, c in zip(scene, expression, cross, strict=True) if c]
+    assert all(people[s] != people[e] for s, e in strangers)
+    assert all(s == e for s, e, c in zip(scene, expression, cross, strict=True) if not c)
+    of_others = [e for s, e in strangers if people[s] != "rare"]
+    for face in (3, 8):
+        assert abs(of_others.count(face) / len(of_others) - 1 / 3) < 5 * (2 / 9 / len(of_others)) ** 0.5 + 0.03
+    half = [e for s, e, c in zip(*shown(0.5)[:2], cross, strict=True) if c and people[s] != "rare"]
+    assert 0.15 < half.count(3) / len(half) < 0.3  # a sixth of those by label, and one in ten or eleven of the others
+    plain, halved = shown(0.0)[2], shown(0.5)[2]
+    assert all(torch.equal(plain[name], halved[name]) for name in ("latent", "cross", "id_dlib"))  # and nothing else is drawn anew
+
+
 def test_one_person_alone_has_self_triplets_only(tmp_path: Path) -> None:
     made = rows(5, people=1)
     batch = drawn(triplets(tmp_path, made), p_self=0.0)

@@ -123,6 +123,8 @@ class Triplets:
             width = table.schema.field(f"id_{name}").type.list_size
             self.identity[name] = torch.from_numpy(column(table, f"id_{name}", (width,)))
             self.present.append(torch.from_numpy(table[f"id_{name}"].is_valid().to_numpy()))
+        labels = np.array(table["emotion"].to_pylist())
+        self._shows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         people = np.unique(table["person"].to_pylist(), return_inverse=True)[1]
         self._by_person = np.argsort(people, kind="stable")
         # each item's own person is one range of that order
@@ -135,11 +137,12 @@ class Triplets:
         """Each identity encoder's mean over the faces that have it, (D,)."""
         return {n: e[p].mean(0) for (n, e), p in zip(self.identity.items(), self.present, strict=True)}
 
-    def draw(self, at: Position, batch: int, p_self: float, other_photo: float = 0.0) -> Batch:
+    def draw(self, at: Position, batch: int, p_self: float, other_photo: float = 0.0, by_label: float = 0.0) -> Batch:
         """A batch of triplets. `cross` (B,) is 1 where identity and expression are pictures of other people than the scene's.
 
         A data set of one person has no others: its triplets are all self triplets. Of these, `other_photo` is the chance that the
-        identity is any photograph of the scene's person, which where there is but one is the scene again.
+        identity is any photograph of the scene's person, which where there is but one is the scene again. `by_label` is the chance
+        that a cross triplet's expression is any face of a label drawn first, where that is another person's; no label is one as well.
         """
         scene = at.items(batch, len(self))
         rng = at.rng()
@@ -150,6 +153,11 @@ class Triplets:
             identity[other] = self._by_person[rng.integers(self._first[scene[other]], self._last[scene[other]])]
         identity[cross] = self._strangers(scene[cross], rng)
         expression[cross] = self._strangers(scene[cross], rng)
+        if by_label:
+            for item in np.flatnonzero(cross & (rng.random(batch) < by_label)):
+                shown = int(rng.choice(self._shows[rng.integers(len(self._shows))]))
+                if self._first[shown] != self._first[scene[item]]:
+                    expression[item] = shown
         return self.take(scene, identity, expression, cross)
 
     def take(self, scene: np.ndarray, identity: np.ndarray, expression: np.ndarray, cross: np.ndarray) -> Batch:

@@ -60,7 +60,7 @@ class DiffusionObjective:
         o, batch = self.preset.objective, self.preset.training.batch
         if at.step < o.aux_from * self.preset.training.steps:
             return self.data.draw(at, batch, 1.0, o.other_photo) | {"dm_alone": torch.ones(batch)}
-        return self.data.draw(at, batch, o.p_self, o.other_photo)
+        return self.data.draw(at, batch, o.p_self, o.other_photo, o.by_label)
 
     def losses(self, network: Callable[..., Any], batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """'loss_dm' (B,), and 'loss_id', 'loss_exp' of the items that carry them; 'loss' (B,) is Eq. 7 with the means of those.
