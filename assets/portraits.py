@@ -179,8 +179,7 @@ class Commission:
     order: Order
     inputs: dict[str, str]  # file -> sha256
     sitting: Any
-    expression: np.ndarray | None  # (16,), what stands for the word
-    resolution: dict[str, Any] | None  # and how it was found
+    found: Found | None  # what stands for the word
     seconds: float  # that it took so far
 
 
@@ -189,8 +188,8 @@ def begin(order: Order, serving: Serving) -> Commission:
     started = time.perf_counter()
     order = order.check()
     inputs = order.inputs()
-    sitting, expression, resolution = sit(order, serving.studio, serving.expression)
-    return Commission(order, inputs, sitting, expression, resolution, time.perf_counter() - started)
+    sitting, found = sit(order, serving.studio, serving.expression)
+    return Commission(order, inputs, sitting, found, time.perf_counter() - started)
 
 
 def finish(commission: Commission, made: Any, serving: Serving, out: Path | None = None) -> dict[str, Any]:
@@ -203,12 +202,13 @@ def finish(commission: Commission, made: Any, serving: Serving, out: Path | None
 
     started = time.perf_counter()
     order, studio, c = commission.order, serving.studio, commission
-    expression = b"" if c.expression is None else np.float32(c.expression).tobytes()
-    name = order.name(c.inputs, serving.version, expression, studio.absent)
+    away = c.found.negative if c.found and c.sitting.negative is not None else None
+    told = [np.float32(vector).tobytes() for vector in (c.found.vector if c.found else None, away) if vector is not None]
+    name = order.name(c.inputs, serving.version, b"".join(told), studio.absent)
     path = out or serving.folder / f"{name}.png"
     write_image(path, made.image)
     seconds = c.seconds + made.timings["generate"] + made.timings["paste"] + time.perf_counter() - started
-    sidecar = provenance.sidecar(path, order, c.inputs, c.resolution, serving.version, studio, made, seconds)
+    sidecar = provenance.sidecar(path, order, c.inputs, c.found.facts if c.found else None, serving.version, studio, made, seconds)
     provenance.write(path, sidecar)
     if serving.served:
         serving.served.keep(name, serving.version, _embeddings(commission))

@@ -180,8 +180,9 @@ def words(portraits: Sequence[Path]) -> Figure:
         Shown(near(read(Path(order.scene)), box), "the scene's face", "the scene's face"),
     ]
     row = [_word(path, record) for path, record in zip(portraits, records, strict=True)]
-    seconds = sum(record["timings_seconds"]["paste"] for record in records) + records[0]["timings_seconds"]["generate"]
-    note = f"Painted together in {seconds:.1f} s from one noise, only the word differs; {_by(records[0])}."
+    painted = {record["timings_seconds"]["generate"] for record in records}  # those painted together have it in common
+    seconds = sum(painted) + sum(record["timings_seconds"]["paste"] for record in records)
+    note = f"Painted in {seconds:.1f} s from one noise, only the word differs; {_by(records[0])}."
     return Figure("words", f"One person, {len(row)} words", note, (), [given, row], large=True)
 
 

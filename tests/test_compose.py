@@ -144,15 +144,14 @@ def test_a_word_is_led_away_from_its_contrary_where_the_preset_wants_it(model: P
     alone = Studio(model, commercial_only=True)
     scene, selfie = read(astronaut), alone.face(read(tom_hanks), "the selfie")
     wanted, contrary = np.eye(16, dtype=np.float32)[:2]
+    assert alone.sit([selfie], scene, wanted, negative=contrary).negative is None  # this preset does not want it
+    alone.preset = dataclasses.replace(alone.preset, sampling=dataclasses.replace(alone.preset.sampling, negative=True))
     led, plain = (alone.sit([selfie], scene, wanted, negative=negative, seed=1) for negative in (contrary, None))
     assert led.negative is not None and plain.negative is None
     assert torch.allclose(led.negative, torch.from_numpy(contrary), atol=1e-6)
     none = alone.sit([selfie], scene, wanted, negative=contrary, strength=0.0).negative
     assert none is not None and torch.allclose(none, led.own, atol=1e-6)
     assert alone.sit([selfie], scene, None, negative=contrary, task="identity").negative is None
-    told = [sitting.crop for sitting in alone.paint([led, plain])]
-    assert np.array_equal(*told)  # this preset does not want it
-    alone.preset = dataclasses.replace(alone.preset, sampling=dataclasses.replace(alone.preset.sampling, negative=True))
     torch.nn.init.normal_(alone.pipeline.unet.class_embedding.linear_2.weight, std=0.1)
     together = [portrait.crop for portrait in alone.paint([plain, led])]
     assert not np.array_equal(*together) and np.array_equal(together[0], alone.paint([plain])[0].crop)

@@ -44,12 +44,18 @@ class Painter:
     name, version = "ours", "1"
 
     def __init__(self, faces: Faces) -> None:
-        self.faces, self.made, self.studio = faces, 0, SimpleNamespace(device=torch.device("cpu"))
+        self.faces, self.made = faces, 0
+        preset = SimpleNamespace(sampling=SimpleNamespace(negative=True))
+        self.studio = SimpleNamespace(device=torch.device("cpu"), preset=preset)
 
     def painted(self, items: Any, expressions: torch.Tensor, seeds: Any, negative: torch.Tensor | None = None) -> list[Any]:
-        assert negative is None or negative.shape == expressions.shape  # for a word that has a contrary among the labels
         self.made += len(items)
         shown = [LABELS[int(k)] for k in expressions.argmax(1)]
+        # of the labels here joy and disgust are contrary feelings, and lead away from each other
+        away = {"happiness": "disgust", "disgust": "happiness"}.get(shown[0])
+        assert (negative is None) == (away is None)
+        if negative is not None:
+            assert away and [LABELS[int(k)] for k in negative.argmax(1)] == [away] * len(items)
         return [
             None if seed % 5 == 0 else grey("sadness" if label == "surprise" else label) for label, seed in zip(shown, seeds, strict=True)
         ]

@@ -37,6 +37,14 @@ def made(serving: Serving, tom_hanks: Path, astronaut: Path) -> dict[str, Portra
     return dict(zip(ASKED, serving.studio.paint(sittings), strict=True))
 
 
+def test_a_feeling_is_led_away_from_its_contrary(serving: Serving, tom_hanks: Path, astronaut: Path) -> None:
+    """By this model's own preset, from the order on; what it is led away from is part of the portrait's name."""
+    for word, away in (("gloom", ["happiness"]), ("astonishment", []), (NEUTRAL, [])):
+        commission = begin(Order(word, (str(tom_hanks),), str(astronaut), seed=1), serving)
+        assert commission.found and commission.found.facts["contrary"] == away
+        assert (commission.sitting.negative is None) == (not away)
+
+
 def test_a_judge_knows_the_person_again(made: dict[str, Portrait], tom_hanks: Path, astronaut: Path, weights_dir: Path) -> None:
     judge = load_encoder("reid0095")
 
@@ -72,12 +80,13 @@ def test_every_word_is_answered(serving: Serving) -> None:
     served = 0
     for word in (*WORDS, NEUTRAL):
         try:
-            vector, facts, _ = serving.expression(word, 0)
+            vector, facts, away = serving.expression(word, 0)
         except InputError as why:
             assert word in str(why)
         else:
             served += 1
             assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-3) and facts["how"] in ("exact", "cluster", "family")
+            assert (away is None) == (not facts["contrary"])
     assert served > 100
 
 

@@ -68,14 +68,16 @@ class ByWord:
 
     def __init__(self, ours: Ours, word: str, found: Mapping[int, Found], among: Sequence[str]) -> None:
         self.ours, self.found, self.name = ours, found, f"{ours.name}, {word}"
-        negative = next(iter(found.values())).negative  # one for all items
-        self.version = tables.fingerprint(ours.version, word, list(among), None if negative is None else negative.tolist())
+        led = ours.studio.preset.sampling.negative
+        self.negative = next(iter(found.values())).negative if led else None  # one for all items
+        self.version = tables.fingerprint(ours.version, word, list(among), None if self.negative is None else self.negative.tolist())
 
     def __call__(self, items: Sequence[Item], seeds: Sequence[int]) -> list[Picture | None]:
-        found = [self.found[seed] for seed in seeds]
-        wanted, negative = [one.vector for one in found], [one.negative for one in found if one.negative is not None]  # all, or none
-        told = [torch.from_numpy(np.stack(part).astype(np.float32)).to(self.ours.studio.device) for part in (wanted, negative) if part]
-        return self.ours.painted(items, told[0], seeds, *told[1:])
+        wanted = self._told([self.found[seed].vector for seed in seeds])
+        return self.ours.painted(items, wanted, seeds, None if self.negative is None else self._told([self.negative] * len(seeds)))
+
+    def _told(self, vectors: Sequence[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.float32(np.stack(vectors))).to(self.ours.studio.device)
 
 
 @dataclass(frozen=True, eq=False)

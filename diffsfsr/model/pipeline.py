@@ -187,9 +187,8 @@ class DiffSFSRPipeline(DiffusionPipeline):
         eta = defaults.eta if eta is None else eta
         generators = _per_item(generator, len(scene), seeds)
         seeds = list(range(len(scene)) if seeds is None else seeds)
-        self._check(scene, mask, seeds, guidance, output_type, callback_on_step_end_tensor_inputs)
-        if negative_expression is not None and (expression is None or negative_expression.shape != expression.shape):
-            raise InputError("negative_expression must be of the same shape as an expression that is given too")
+        self._check(scene, mask, expression, negative_expression, seeds, guidance)
+        self._check_output(output_type, callback_on_step_end_tensor_inputs)
         self._check_scheduler()
         self._interrupt = False
         device = self._execution_device
@@ -198,8 +197,9 @@ class DiffSFSRPipeline(DiffusionPipeline):
         named = {k: None if v is None else v.to(device) for k, v in identity.items()}
         travel = None if expression is None else expression.to(device)
         negative = None if negative_expression is None else negative_expression.to(device)
+        shown = None if present is None else present.to(device, torch.bool)
         latents = sample(
-            conditioned(self.model, condition.to(self.unet.dtype), named, travel, present, negative),
+            conditioned(self.model, condition.to(self.unet.dtype), named, travel, shown, negative),
             (self.vae.config.channels, *condition.shape[-2:]),
             self.scheduler,
             steps,
@@ -243,18 +243,24 @@ class DiffSFSRPipeline(DiffusionPipeline):
 
         return call
 
-    def _check(self, scene: Tensor, mask: Tensor, seeds: list[int], guidance: float, output_type: str, inputs: Sequence[str]) -> None:
-        if output_type not in OUTPUTS:
-            raise InputError(f"unknown output_type {output_type!r}{did_you_mean(output_type, OUTPUTS)}; known: {', '.join(OUTPUTS)}")
+    def _check(
+        self, scene: Tensor, mask: Tensor, expression: Tensor | None, negative: Tensor | None, seeds: list[int], guidance: float
+    ) -> None:
         side = FACTOR * 2 ** (len(self.unet.config.block_out_channels) - 1)
         if scene.ndim != 4 or scene.shape[1] != 3 or scene.shape[2] % side or scene.shape[3] % side:
             raise InputError(f"scene must be (B, 3, S, S) with S a multiple of {side}, not {tuple(scene.shape)}")
         if mask.shape != (len(scene), 1, *scene.shape[2:]):
             raise InputError(f"mask must be {(len(scene), 1, *scene.shape[2:])} to fit the scene, not {tuple(mask.shape)}")
+        if negative is not None and (expression is None or negative.shape != expression.shape):
+            raise InputError("negative_expression must be of the same shape as an expression that is given too")
         if len(seeds) != len(scene):
             raise InputError(f"{len(scene)} scenes need as many seeds, not {len(seeds)}")
         if guidance != 1.0 and not self.config.guidable:
             raise InputError(f"guidance={guidance} needs a model trained with conditioning.drop_all above 0; use 1")
+
+    def _check_output(self, output_type: str, inputs: Sequence[str]) -> None:
+        if output_type not in OUTPUTS:
+            raise InputError(f"unknown output_type {output_type!r}{did_you_mean(output_type, OUTPUTS)}; known: {', '.join(OUTPUTS)}")
         unknown = set(inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise InputError(

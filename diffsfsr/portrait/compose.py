@@ -147,7 +147,8 @@ class Studio:
         """All of one portrait but the painting.
 
         `selfies` show one person (none for task `expression`), `scene` is HWC uint8 RGB of any size, `expression` (16,) the
-        word's embedding (None for task `identity`), `negative` (16,) the contrary feeling's, where it has one.
+        word's embedding (None for task `identity`), `negative` (16,) the contrary feeling's, where it has one; it counts where
+        sampling.negative wants it.
         The other arguments are those of portrait.order.Order. Raises InputError
         where no portrait can come of it: no face, or steps that the sampler cannot take.
         """
@@ -163,7 +164,8 @@ class Studio:
             own = self.embed_expression(target)[0]
             wanted = own if task == "identity" or expression is None else torch.from_numpy(np.float32(expression)).to(self.device)
             shown = expression_strength(own, wanted, strength)
-            away = self._away(own, negative, strength) if task != "identity" else None
+            led = self.preset.sampling.negative and task != "identity"
+            away = self._away(own, negative, strength) if led else None
         outliers = {name: tuple(map(int, found.outliers)) for name, found in people.items() if found.outliers}
         for name in outliers:
             print(_told(name, people[name]), file=sys.stderr, flush=True)
@@ -221,13 +223,13 @@ class Studio:
         negative: Tensor | None = None,
     ) -> np.ndarray:
         """(B, S, S, 3) uint8 faces for scenes (B, 3, S, S), masks (B, S, S) of 0 and 1, the landmarks of the scenes' faces (B, 68, 2) in
-        crop pixels and embeddings of B rows; not pasted back. The model is told the expression in the pose of the scene's head,
-        and the `negative` one (B, 16) where sampling.negative wants it."""
+        crop pixels and embeddings of B rows; not pasted back. The model is told the expression in the pose of the scene's head, and
+        so is guidance what it leads away from, `negative` (B, 16)."""
         self.pipeline.set_sampler(sampler or self.preset.sampling.sampler)
         mask = torch.from_numpy(masks)[:, None].float()
         posed = torch.from_numpy(np.float32(landmarks))
         told = self.dln.posed(expression, posed)
-        away = self.dln.posed(negative, posed) if negative is not None and self.preset.sampling.negative else None
+        away = None if negative is None else self.dln.posed(negative, posed)
         made = self.pipeline(scenes, mask, dict(identity), told, away, steps=steps or None, seeds=list(seeds), output_type="np")
         return made.images
 

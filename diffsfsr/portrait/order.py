@@ -102,7 +102,8 @@ class Order:
     def name(self, inputs: dict[str, str], model_version: str, expression: bytes = b"", absent: Iterable[str] = ()) -> str:
         """A portrait's name: a hash of everything it is made from, so that the same order twice is the same file.
 
-        `expression` is the embedding that stands for the word now; it may be another one when the catalogue has grown.
+        `expression` is the embedding that stands for the word now, and the one it is led away from where there is one; they may
+        be others when the catalogue has grown.
         `absent` names the identity encoders that were not there.
         """
         wish = {k: v for k, v in self.payload().items() if k not in ("selfies", "scene")}

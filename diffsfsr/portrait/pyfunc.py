@@ -62,10 +62,9 @@ class PortraitModel:
         from diffsfsr.portrait.sitting import sit
 
         sittings = [sit(order.check(), self.studio, self.words.reference) for order in map(_order, _rows(model_input))]
-        made = self.studio.paint([sitting for sitting, _, _ in sittings])
-        return pd.DataFrame(
-            {"portrait": [encode_png(portrait.image) for portrait in made], "expression": [json.dumps(facts) for _, _, facts in sittings]}
-        )
+        made = self.studio.paint([sitting for sitting, _ in sittings])
+        told = [json.dumps(found.facts if found else None) for _, found in sittings]
+        return pd.DataFrame({"portrait": [encode_png(portrait.image) for portrait in made], "expression": told})
 
 
 def _rows(model_input: Any) -> Iterable[dict[str, Any]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from diffsfsr.errors import InputError
 from diffsfsr.portrait.order import Order
-from diffsfsr.portrait.words import Reference
+from diffsfsr.portrait.words import Found, Reference
 
 if TYPE_CHECKING:  # it loads torch
     from diffsfsr.face.alignment import AlignedFace
@@ -29,15 +29,16 @@ class Inputs(Protocol):
     def seed(self) -> int: ...
 
 
-def sit(order: Order, studio: Studio, reference: Reference) -> tuple[Sitting, np.ndarray | None, dict[str, Any] | None]:
-    """The sitting of a checked order, the (16,) embedding that stands for its word and how that was found (None for task `identity`).
+def sit(order: Order, studio: Studio, reference: Reference) -> tuple[Sitting, Found | None]:
+    """The sitting of a checked order, and what stands for its word (None for task `identity`).
 
     Raises InputError for an order that cannot be fulfilled.
     """
-    expression, facts, negative = reference(order.emotion, order.seed) if order.task != "identity" else (None, None, None)
+    found = reference(order.emotion, order.seed) if order.task != "identity" else None
     selfies, scene = photographs(order, studio)
     wishes = {name: getattr(order, name) for name in ("task", "strength", "steps", "sampler", "seed", "face")}
-    return studio.sit(selfies, scene, expression, negative=negative, **wishes), expression, facts
+    expression, negative = (found.vector, found.negative) if found else (None, None)
+    return studio.sit(selfies, scene, expression, negative=negative, **wishes), found
 
 
 def photographs(order: Inputs, studio: Studio) -> tuple[list[AlignedFace], np.ndarray]:

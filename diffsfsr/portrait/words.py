@@ -61,16 +61,14 @@ def reference(word: str, seed: int, labels: Mapping[str, int], faces_of: FacesOf
     found = [faces_of(label) for label in resolution.labels]
     ids, vectors = [i for part, _ in found for i in part], np.concatenate([v for _, v in found])
     chosen = choose_reference(vectors, seed=seed)
-    facts = {"word": word, "labels": list(resolution.labels), "how": resolution.how, "reference": ids[chosen], "among": len(ids)}
-    return Found(vectors[chosen], facts, _negative(word, labels, faces_of))
-
-
-def _negative(word: str, labels: Mapping[str, int], faces_of: FacesOf) -> np.ndarray | None:
-    """(16,), unit length: between the means of the labels of contrary feelings; None where there is none, or the word is no feeling."""
     contrary = [label for label in sorted(labels) if label and _valence(label) * _valence(word) < 0]
-    if not contrary:
-        return None
-    mean = np.mean([faces_of(label)[1].mean(0) for label in contrary], axis=0)
+    facts = {"word": word, "labels": list(resolution.labels), "how": resolution.how, "reference": ids[chosen], "among": len(ids)}
+    return Found(vectors[chosen], facts | {"contrary": contrary}, _between(contrary, faces_of) if contrary else None)
+
+
+def _between(labels: Sequence[str], faces_of: FacesOf) -> np.ndarray:
+    """(16,), unit length: between the means of the labels, whatever the number of their faces."""
+    mean = np.mean([faces_of(label)[1].mean(0) for label in labels], axis=0)
     return (mean / np.linalg.norm(mean)).astype(np.float32)
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffsfsr.config import Preset
+from diffsfsr.errors import NotReady
 from diffsfsr.training import losses
 from diffsfsr.training.data import Batch, Crops, Position, read_shards
 from diffsfsr.training.discriminator import PatchDiscriminator, fooled, hinge
@@ -140,4 +141,6 @@ def _rows(shards: list[str], faces: list[str]) -> np.ndarray:
     first: dict[str, int] = {}
     for row, face in enumerate(read_shards(shards, "train", ["face_id"])["face_id"].to_pylist()):
         first.setdefault(face, row)
+    if lacking := set(faces) - set(first):
+        raise NotReady(f"{len(lacking)} face(s), first {min(lacking)}, came after the training shards were encoded; run the training anew")
     return np.array([first[face] for face in faces])
