@@ -66,10 +66,17 @@ def tune(operator: Any, model: str, prepare: Callable[[], dict[str, Any]] | None
     """Prepare the photographs, where there are any to prepare, and train on them alone, else on all that is prepared; returns what there
     is. A model that does not fit the preset is refused before anything runs. The same command goes on where it stopped."""
     from assets import tuning
-    from diffsfsr.presets import TUNED
 
     folder = tuning.basis(model, operator.registry())
     tuning.check_fits(operator.preset, folder)
+    with operator.workspace.lock(f"tune-{operator.preset_name}"):  # what it is trained on from and by is the preset's, until it is done
+        return _tuned(operator, folder, prepare)
+
+
+def _tuned(operator: Any, folder: Path, prepare: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
+    from assets import tuning
+    from diffsfsr.presets import TUNED
+
     prepared = prepare() if prepare else {}
     if prepared.get("faces") == 0:
         told = ", ".join(f"{reason} {n}" for reason, n in prepared["reasons"].items()) or "it has none"

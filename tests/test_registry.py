@@ -240,6 +240,11 @@ def test_the_content_hash_sees_names_and_bytes(tmp_path: Path) -> None:
     (folder / "unet" / "weights.bin").rename(folder / "weights.bin")
     seen.add(content_hash(folder))
     assert len(seen) == 4
+    for name in ("README.md", "evaluation.json"):  # what is said of a model is no part of it
+        (folder / name).write_text("{}")
+    assert content_hash(folder) in seen
+    (folder / "unet" / "README.md").write_text("")
+    assert content_hash(folder) not in seen
 
 
 def test_a_note_of_somebodys_own_is_no_event(registry: Registry, tmp_path: Path) -> None:

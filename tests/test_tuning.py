@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from diffsfsr.model.unet import DiffSFSR
 from diffsfsr.portrait.words import beside
 from diffsfsr.training.objectives import DiffusionObjective
 
+ROOT = Path(__file__).resolve().parents[1]
 TUNED = presets.preset("tiny-tuned")
 
 
@@ -169,6 +172,18 @@ def test_a_newcomer_tunes_the_shipped_model_on_a_folder(home: Path, exported: Pa
     assert tuned()["folder"] == str(folder)  # the same command finds the same run
     ran = run("run", "evaluate", "--preset", "tiny")
     assert ran.code == 1 and "preset tiny has no trained model" in ran.err  # what was tuned is not what would be trained
+
+
+@pytest.mark.slow
+def test_two_tunings_at_once_learn_each_its_own_photographs(home: Path, exported: Path, tuned: Callable[[], dict[str, Any]]) -> None:  # noqa: F811
+    """One preset begins from one model on one data set: the second waits until the first is done."""
+    tom, eileen = (home.parent / "mine" / name for name in ("tom", "eileen"))
+    command = [sys.executable, "-m", "pipelines.cli", "run", "train", "--json", "--preset", "tiny", "--from", "starter", *SMALL]
+    both = [subprocess.Popen([*command, "--data", str(data)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for data in (tom, eileen)]
+    done = [json.loads(process.communicate(timeout=600)[0]) for process in both]
+    for name, one in zip(("tom", "eileen"), done, strict=True):
+        told = json.loads((Path(one["folder"]).parent / "config.json").read_text())
+        assert one["data_sets"] == [name] and {Path(s).parent.parent.name for s in told["inputs"]["shards"]} == {name}
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from assets.stores import history
 from assets.stores.runs import Runs, unless_there
 from diffsfsr import tables
 from diffsfsr.errors import InputError, NotReady
+from diffsfsr.portrait import shipped
 from diffsfsr.portrait.pyfunc import MODEL
 from diffsfsr.portrait.words import WORD_TABLE
 
@@ -248,9 +249,10 @@ class Registry(Runs):
 
 
 def content_hash(folder: Path) -> str:
-    """sha256 over the relative names and the bytes of a folder's files, in the order of the names."""
+    """sha256 over the relative names and the bytes of a model's files, in the order of the names, but for what is only said of it."""
     total = hashlib.sha256()
-    for path in sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.relative_to(folder).as_posix()):
+    said = {folder / name for name in shipped.SAID}
+    for path in sorted((p for p in folder.rglob("*") if p.is_file() and p not in said), key=lambda p: p.relative_to(folder).as_posix()):
         with path.open("rb") as file:
             inner = hashlib.file_digest(file, "sha256").digest()
         total.update(path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape") + b"\0" + inner)

@@ -29,6 +29,7 @@ NAME = "starter"  # what it is called where a model is named
 PLACE = Path(__file__).parents[1] / NAME
 LARGEST = 60_000_000  # bytes in all: more does not go into a package
 _CARD, _EVALUATION, _PRESET = "README.md", "evaluation.json", "preset.json"
+SAID = (_CARD, _EVALUATION)  # what is only said of a model
 
 
 def folder() -> Path | None:
