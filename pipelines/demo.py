@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # it loads what draws reports
 _WHO_IS_WHO = Path(__file__).with_name("demo.csv")
 _GATES = Path(__file__).with_name("demo.toml")
 _PICTURES = "shipped-pictures"  # the name of the data set made of the pictures that the packages ship
-# A minute from the shipped model, on faces that may stand at a picture's edge, and as many items as three people can give.
+# A minute or two from the shipped model, on faces that may stand at a picture's edge, and as many items as three people can give.
 _SHORT = {
     **{"training.steps": "60", "training.batch": "4", "training.warmup": "5", "training.decay_from": "30"},
     **{"data.max_outside": "0.5", "evaluation.items": "6"},
@@ -104,7 +104,7 @@ def _live(story: Story, operator: Operator, pictures: Path, folder: Path | None)
     if story.model:
         with _stage(story, "champion", "the shipped model, measured and into the registry past the gates"):
             _judge(story, operator, "shipped")
-    with _stage(story, "train", "a minute from the shipped model" if story.model else "autoencoder, expression encoder and model"):
+    with _stage(story, "train", "a minute or two from the shipped model" if story.model else "autoencoder, expression encoder and model"):
         story.facts["training steps"] = _train(operator, story)["steps"]
     with _stage(story, "evaluate", "three tasks on held-out people, then the gates"):
         _judge(story, operator, "trained")

@@ -64,8 +64,8 @@ _FROM_NOTHING = (
     "not what the method can do: expect blurred faces."
 )
 _LIFE = (
-    "The shipped model was registered and judged, trained on with the photographs of this run for about a minute, and what came out was "
-    "measured on the same items and put before the gates as its challenger. A minute on a handful of faces seldom makes a model better, "
+    "The shipped model was registered and judged, trained on with the photographs of this run for a minute or two, and what came out was "
+    "measured on the same items and put before the gates as its challenger. So little on a handful of faces seldom makes a model better, "
     "and then a refusal is what gates are for."
 )
 _FIGURES = (

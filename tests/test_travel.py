@@ -112,6 +112,7 @@ def test_a_strip_moves_the_expression_and_nothing_else(there: Path, studio: Stud
 
 
 def test_ends_of_a_travel_are_the_portraits_of_its_stations(there: Path, studio: Studio) -> None:
+    """Where the preset leads no word away from its contrary, as this one: between two feelings a travel never does."""
     from assets.portraits import fulfil
     from diffsfsr.portrait.order import Order
 

@@ -152,8 +152,8 @@ _FAILURES = (
 def _tables(facts: Facts) -> str:
     """A table a data set: a row a task, a column a metric, each with its 95 % interval."""
     parts = [
-        "Measured on people held out from training, before the weights were rounded to float16, by networks that judge only where the "
-        "judges' line says so. Each figure is a mean with its 95 % bootstrap interval over items.",
+        "Measured on people held out from training, by networks that judge only where the judges' line says so. Each figure is a mean "
+        "with its 95 % bootstrap interval over items.",
     ]
     for dataset, tasks in facts.measured.items():
         head = ["task", "items", *(BY_NAME[name].title for name in SHOWN)]
@@ -222,17 +222,18 @@ def _licence(p: Preset) -> str:
 
 
 def _made(facts: Facts) -> str:
-    p = facts.preset
+    p, last = facts.preset, facts.finished_by or facts.preset.name
     changed = "".join(f" --set '{key}={value}'" for key, value in _changes(p).items())
     prepared = [f"    diffsfsr run prepare --preset {p.name} --data {name}" for name in facts.own or facts.trained_on]
     on_from = f"{presets.TUNED.get(p.name, p.name)} --from MODEL" if facts.own else p.name
     train = [f"train --preset {on_from}", *([f"train --preset {facts.finished_by} --from MODEL"] if facts.finished_by else [])]
-    after = [f"    diffsfsr run {job}{changed}" for job in (*train, f"evaluate --preset {facts.finished_by or p.name}")]
+    measure = [f"evaluate --preset {last}", *([f"evaluate --preset {last} --words"] if facts.named else [])]
+    after = [f"    diffsfsr run {job}{changed}" for job in (*train, *measure)]
     images = p.training.batch * p.training.accumulation * p.training.processes
     experts = "are those of the model it was trained on from" if facts.own else "are trained before it by the same command"
     finished = " Last, the autoencoder's decoder learned to finish what the diffusion model makes." if facts.finished_by else ""
     return (
-        "\n".join([*prepared, *after, f"    diffsfsr export --preset {facts.finished_by or p.name}"])
+        "\n".join([*prepared, *after, f"    diffsfsr export --preset {last}{' --notes FILE' if facts.by_eye else ''}"])
         + f"\n\n{p.training.steps} steps of {images} images for the diffusion model, whose preset with every setting is in `preset.json`; "
         f"the autoencoder and the expression encoder {experts}.{finished}"
     )
