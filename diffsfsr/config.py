@@ -147,6 +147,7 @@ class Sampling:
     sampler: Literal["pndm", "ddim", "dpm-solver++", "unipc"] = "pndm"
     steps: int = 50
     guidance: float = 1.0
+    guidance_max_t: int = 1000  # largest timestep at which it counts; above, a step costs half
     negative: bool = False  # a word is led away from the contrary feeling by guidance, in place of from no expression
     eta: float = 0.0  # DDIM's share of fresh noise in each step, below 1: it mends what earlier steps got wrong
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffsfsr import config
 from diffsfsr.config import Preset
 from diffsfsr.model.pipeline import inference_dtype
 from diffsfsr.training.cost import Estimate
@@ -29,6 +30,7 @@ def sample(preset: Preset) -> Iterator[Pair]:
     The peer has the base network before its input is widened, the same autoencoder and a prompt that is encoded already. Both
     are first run on the same tokens and noise, where they must give the same latents: what was added is silent until trained.
     """
+    preset = config.override(preset, {"sampling.guidance_max_t": preset.schedule.steps})  # diffusers' guides every step
     ours, peer = pipelines(preset)
     row, flop = preset.sampling, Estimate(preset).cost().sample
     kind = inference_dtype(device())
@@ -38,7 +40,7 @@ def sample(preset: Preset) -> Iterator[Pair]:
         text, null = (torch.randn((batch, _PROMPT, preset.conditioning.token_width), device=device(), dtype=kind) for _ in range(2))
         plain = partial(_plain, peer, text, null, row.steps, row.guidance, eta=row.eta, output_type="pt")
         check = partial(difference, preset, batch)
-        name = f"{row.steps} steps of {row.sampler}, guidance {row.guidance:g}"
+        name = f"{row.steps} steps of {row.sampler}, guidance {row.guidance:g} at every step"
         yield Pair(name, batch, call, "StableDiffusionPipeline, prompt encoded", plain, check, 1e-3, batch, batch, flop)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -204,6 +205,23 @@ def test_guidance_costs_one_forward_of_twice_the_rows() -> None:
     seen.clear()
     s.sample(predict, (1, 2, 2), s.make_scheduler(ZERO, "ddim"), 4, [0, 1])
     assert seen == [(2, [False, False])] * 4
+    seen.clear()  # at t = 1000, 750, 500 and 250
+    s.sample(predict, (1, 2, 2), s.make_scheduler(ZERO, "ddim"), 4, [0, 1], guidance=2.0, guidance_max_t=500)
+    assert seen == [(2, [False, False])] * 2 + [(4, [False, False, True, True])] * 2
+
+
+def test_guidance_up_to_a_timestep_is_none_before_it(small) -> None:
+    """By the sampler's own latents after each step: the same as without guidance, and then not."""
+
+    def after(**options: Any) -> list[Tensor]:
+        kept: list[Tensor] = []
+        s.sample(bound(small, [0]), (4, 8, 8), s.make_scheduler(ZERO, "ddim"), 4, [1], callback=lambda i, n, z: kept.append(z), **options)
+        return kept
+
+    plain, late, whole = after(), after(guidance=3.0, guidance_max_t=500), after(guidance=3.0)
+    assert [torch.equal(a, b) for a, b in zip(plain, late, strict=True)] == [True, True, False, False]
+    assert not torch.equal(plain[0], whole[0])
+    assert all(torch.equal(a, b) for a, b in zip(plain, after(guidance=3.0, guidance_max_t=0), strict=True))
 
 
 def test_the_given_scheduler_is_not_changed() -> None:

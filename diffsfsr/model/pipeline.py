@@ -154,6 +154,7 @@ class DiffSFSRPipeline(DiffusionPipeline):
         negative_expression: Tensor | None = None,
         steps: int | None = None,
         guidance: float | None = None,
+        guidance_max_t: int | None = None,
         eta: float | None = None,
         seeds: Sequence[int] | None = None,
         output_type: str = "pt",
@@ -171,7 +172,7 @@ class DiffSFSRPipeline(DiffusionPipeline):
             expression: (B,16) as the scene's head would show it (`Dln.posed`), or None.
             negative_expression: (B,16), what guidance leads away from, in place of no expression; without guidance it has no effect.
             present: (B,K+1) bool, see `ConditionTokens.forward`.
-            steps, guidance, eta: the trained preset's unless given; see `sample`.
+            steps, guidance, guidance_max_t, eta: the trained preset's unless given; see `sample`.
             seeds: one per item; 0..B-1 unless given. generator: in place of seeds, one for all items in turn, or one per item.
             output_type: pt, np, pil or latent, see `FaceOutput`.
             callback_on_step_end: called after each step as callback(pipe, i, timestep, {"latents": (B,C,h,w)}); of the dict that
@@ -184,6 +185,7 @@ class DiffSFSRPipeline(DiffusionPipeline):
         defaults = config.Sampling(**self.config.sampling)
         steps = defaults.steps if steps is None else steps
         guidance = defaults.guidance if guidance is None else guidance
+        guidance_max_t = defaults.guidance_max_t if guidance_max_t is None else guidance_max_t
         eta = defaults.eta if eta is None else eta
         generators = _per_item(generator, len(scene), seeds)
         seeds = list(range(len(scene)) if seeds is None else seeds)
@@ -211,6 +213,7 @@ class DiffSFSRPipeline(DiffusionPipeline):
             callback=None if callback_on_step_end is None else self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs),
             generators=generators,
             eta=eta,
+            guidance_max_t=guidance_max_t,
         )
         images = latents if output_type == "latent" else self._pictures(latents, output_type)
         return FaceOutput(images=images) if return_dict else (images,)

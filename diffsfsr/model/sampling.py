@@ -141,11 +141,12 @@ def sample(
     callback: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
     generators: Sequence[torch.Generator] | None = None,
     eta: float = 0.0,
+    guidance_max_t: int = 1000,
 ) -> Tensor:
     """Latents (B, C, h, w) float32, one per seed, each the same alone or in a batch.
 
     Args:
-        model_fn: see `conditioned`; a guided step calls it once, on 2B rows.
+        model_fn: see `conditioned`; a step calls it once, on 2B rows where it is guided.
         shape: (C, h, w).
         scheduler: from `make_scheduler`, or any of diffusers'; it is copied, not changed.
         steps: network calls per item (PNDM makes one more).
@@ -157,6 +158,7 @@ def sample(
         generators: one per item, in place of seeds. What a stochastic scheduler draws on the way also comes from them.
         eta: DDIM's share of fresh noise in each step, 0..1; 0 is deterministic. Below 1 where the last level has no signal, for rounding
             gives it the root of a negative number. Schedulers without one take no notice.
+        guidance_max_t: the largest timestep, 1..T, at which guidance counts; above, it is 1 (Kynkaanniemi et al. 2024).
 
     Raises: InputError when the scheduler cannot take that many steps, or for another eta.
     """
@@ -169,9 +171,10 @@ def sample(
     noise = _draw(shape, generators, device)
     z = noise * scheduler.init_noise_sigma
     guide = _guided(model_fn, guidance, len(z), device)
+    guided = [guidance != 1.0 and at <= guidance_max_t for at in paper_timestep(levels).tolist()]
     extra = {name: value for name, value in (("generator", generators), ("eta", eta)) if name in signature(scheduler.step).parameters}
     for i, n in enumerate(progress(levels)):
-        output = guide(scheduler.scale_model_input(z, n), t[i])
+        output = guide(scheduler.scale_model_input(z, n), t[i], guided[i])
         z = scheduler.step(output, n, z, **extra).prev_sample
         if keep is not None:
             scene, mask = (x.to(z) for x in keep)
@@ -205,14 +208,15 @@ def _fixed_gap(scheduler: Any) -> bool:
     return type(scheduler).__name__ in ("DDIMScheduler", "PNDMScheduler")
 
 
-def _guided(model_fn: ModelFn, guidance: float, rows: int, device: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """Ho and Salimans 2022: uncond + guidance (cond - uncond), both from one forward pass; a function of (z (rows, ...), t ())."""
-    null = torch.zeros(rows, dtype=torch.bool, device=device)
-    if guidance == 1.0:
-        return lambda z, t: model_fn(z, t.expand(rows), null)
-    null = torch.cat([null, ~null])
+def _guided(model_fn: ModelFn, guidance: float, rows: int, device: Any) -> Callable[[Tensor, Tensor, bool], Tensor]:
+    """Ho and Salimans 2022: uncond + guidance (cond - uncond), both from one forward pass; a function of z (rows, ...), t () and whether
+    this step is guided."""
+    told = torch.zeros(rows, dtype=torch.bool, device=device)
+    null = torch.cat([told, ~told])
 
-    def guide(z: Tensor, t: Tensor) -> Tensor:
+    def guide(z: Tensor, t: Tensor, guided: bool) -> Tensor:
+        if not guided:
+            return model_fn(z, t.expand(rows), told)
         cond, uncond = model_fn(z.repeat(2, 1, 1, 1), t.expand(2 * rows), null).chunk(2)
         return uncond + guidance * (cond - uncond)
 

@@ -148,10 +148,11 @@ class Estimate:
     @cached_property
     def _sample(self) -> float:
         """FLOP of one picture: the scene encoded, embeddings made, the sampler's calls, and its latents decoded."""
-        from diffsfsr.model.sampling import make_scheduler, timesteps
+        from diffsfsr.model.sampling import make_scheduler, paper_timestep, timesteps
 
-        p = self.preset
-        calls = len(timesteps(make_scheduler(p.schedule, p.sampling.sampler), p.sampling.steps)) * (1 if p.sampling.guidance == 1 else 2)
+        p, row = self.preset, self.preset.sampling
+        levels = paper_timestep(timesteps(make_scheduler(p.schedule, row.sampler), row.steps))
+        calls = len(levels) + int((levels <= row.guidance_max_t).sum()) * (row.guidance != 1)
         autoencoder, decoding = self._decoder("")
         with self._space:
             encoding = forward_flop(lambda: autoencoder.encode(torch.empty(1, 3, p.crop, p.crop)))

@@ -82,7 +82,8 @@ class Validation:
         model_fn = conditioned(self.network, condition_of(batch, told), identity, expression, present)
         keep = (batch["latent"], batch["mask"]) if told.background == "segmentation" else None
         seeds = range(len(present))
-        made = sample(model_fn, batch["latent"].shape[1:], self.scheduler, s.steps, seeds, s.guidance, device, keep=keep, eta=s.eta)
+        shape, most = batch["latent"].shape[1:], s.guidance_max_t
+        made = sample(model_fn, shape, self.scheduler, s.steps, seeds, s.guidance, device, keep=keep, eta=s.eta, guidance_max_t=most)
         return self.objective.autoencoder.decode(made).float().clamp(-1, 1)
 
     def _distances(self, output: Tensor, batch: Batch) -> dict[str, float]:
