@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from assets.portraits import Serving, begin
+from assets.stores.registry import content_hash
 from diffsfsr import presets
-from diffsfsr.config import Data
+from diffsfsr.config import Data, Sampling
 from diffsfsr.emotions import NEUTRAL, WORDS
 from diffsfsr.encoders import load_encoder
 from diffsfsr.errors import InputError
@@ -18,6 +20,7 @@ from diffsfsr.face.alignment import align
 from diffsfsr.face.gestures import GESTURES, gestures
 from diffsfsr.face.images import read
 from diffsfsr.portrait import shipped
+from diffsfsr.portrait.card import tables
 from diffsfsr.portrait.compose import Portrait
 from diffsfsr.portrait.order import Order
 from diffsfsr.tables import read as read_table
@@ -100,5 +103,9 @@ def test_the_folder_is_what_its_record_says(serving: Serving) -> None:
     assert {label: rows["emotion"].to_pylist().count(label) for label in record["words"]} == record["words"]
     figures = record["measured"]["lfw"]["all"]
     assert figures["items"] >= 200 and figures["independent"] and figures["id_top1"]["mean"] >= 40
-    assert f"{figures['id_top1']['mean']:.3g}" in (shipped.PLACE / "README.md").read_text(encoding="utf-8")
+    assert tables(record["measured"], record["named"]) in (shipped.PLACE / "README.md").read_text(encoding="utf-8")
+    assert record["model"] == content_hash(shipped.PLACE)  # what was measured is what is here
+    index = json.loads((shipped.PLACE / "model_index.json").read_text(encoding="utf-8"))
+    own, row = shipped.preset_of(shipped.PLACE).sampling, presets.preset("starter").sampling
+    assert own == row == Sampling(**index["sampling"]) and own.negative > 1
     assert presets.tuned(shipped.preset_of(shipped.PLACE).name) == "starter-tuned"

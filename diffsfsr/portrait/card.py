@@ -102,7 +102,7 @@ def _body(facts: Facts) -> str:
         (f"DiffSFSR `{facts.preset.name}`", _about(facts)),
         ("Intended use", _USE),
         ("Misuse", _MISUSE),
-        ("How good it is", _tables(facts)),
+        ("How good it is", tables(facts.measured, facts.named)),
         ("Known failures", "\n\n".join(filter(None, (_FAILURES.format(yaw=facts.preset.data.max_yaw), facts.by_eye.strip())))),
         ("Data", _data(facts)),
         ("Licence and consent", _licence(facts.preset)),
@@ -149,18 +149,18 @@ _FAILURES = (
 )
 
 
-def _tables(facts: Facts) -> str:
-    """A table a data set: a row a task, a column a metric, each with its 95 % interval."""
+def tables(measured: Mapping[str, Any], named: Mapping[str, Any]) -> str:
+    """A table a data set: a row a task, a column a metric, each with its 95 % interval; and one of words where they were `named`."""
     parts = [
         "Measured on people held out from training, by networks that judge only where the judges' line says so. Each figure is a mean "
         "with its 95 % bootstrap interval over items.",
     ]
-    for dataset, tasks in facts.measured.items():
+    for dataset, tasks in measured.items():
         head = ["task", "items", *(BY_NAME[name].title for name in SHOWN)]
         rows = [_row(task, columns) for task, columns in tasks.items()]
         parts.append(f"### {dataset}\n\n{_table([head, ['---'] * len(head), *rows])}")
         parts.append(judged(next(iter(tasks.values()))))
-    parts += [_words(dataset, found) for dataset, found in facts.named.items()]
+    parts += [_words(dataset, found) for dataset, found in named.items()]
     return "\n\n".join(parts)
 
 
