@@ -136,14 +136,15 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("lab", {"conditioning.identity": []}, ["conditioning.identity is empty"]),
     ("lab", {"conditioning.identity": ["dlib", "dlib"]}, ["conditioning.identity=['dlib', 'dlib']"]),
     *[("lab", {name: value}, [f"{name}={value}"]) for name, value in {
-        "objective.p_self": 1.5, "objective.aux_fraction": 1.5, "objective.by_label": 1.5, "conditioning.slot_dropout": 1.0, "conditioning.drop_all": -0.5,
+        "objective.p_self": 1.5, "objective.aux_fraction": 1.5, "conditioning.slot_dropout": 1.0, "conditioning.drop_all": -0.5,
         "data.test_fraction": 1.0, "data.shard": 0, "training.steps": 0, "training.batch": 0, "training.accumulation": 0,
         "training.processes": 0, "training.checkpoint_every": 0, "training.log_every": 0, "training.keep_checkpoints": 0,
         "training.seed": -1, "training.lr": 0.0, "training.ema": 1.0, "training.ahead": -1, "training.validate_every": -1,
         "training.validation_items": 0, "objective.min_snr": -1.0, "objective.aux_max_t": 0, "training.warmup": -3,
         "training.weight_decay": -1.0, "training.grad_clip": -1.0, "objective.lambda_id": -1.0, "training.decay_from": -5,
         "dln.margin": -3.0, "evaluation.seed": -1, "data.min_face": -1, "data.face": "-3", "sampling.guidance": -3.0,
-        "sampling.negative": -1.0, "sampling.guidance_max_t": -1, "sampling.eta": 1.0, "schedule.steps": 1, "schedule.beta_start": 0.0, "schedule.beta_end": 1.5, "sampling.steps": 5000,
+ "sampling.eta": 1.0, "schedule.steps": 1, "schedule.beta_start": 0.0, "schedule.beta_end": 1.5, "sampling.steps": 5000,
+        "sampling.negative": -1.0, "sampling.guidance_max_t": -1, "objective.by_label": 1.5,
     }.items()],
 ]  # fmt: skip
 

@@ -51,8 +51,7 @@ class Painter:
     def painted(self, items: Any, expressions: torch.Tensor, seeds: Any, negative: torch.Tensor | None = None) -> list[Any]:
         self.made += len(items)
         shown = [LABELS[int(k)] for k in expressions.argmax(1)]
-        # of the labels here joy and disgust are contrary feelings, and lead away from each other
-        away = {"happiness": "disgust", "disgust": "happiness"}.get(shown[0])
+        away = {"disgust": "happiness"}.get(shown[0])  # it shows little, and joy is its contrary
         assert (negative is None) == (away is None)
         if negative is not None:
             assert away and [LABELS[int(k)] for k in negative.argmax(1)] == [away] * len(items)
@@ -71,12 +70,15 @@ def faces() -> Faces:
 
 
 def vocabulary() -> Vocabulary:
-    """Nine examples a label; those of happiness are faces of the set."""
+    """Nine examples a label; those of happiness are faces of the set, those of disgust are nearly neutral."""
     known = {"happy": "happiness", "neutral": "neutral", "surprise": "surprise", "disgust": "disgust"}
 
     def faces_of(label: str) -> tuple[list[str], np.ndarray]:
         ids = [f"set/{2 * i + 1:02d}/0" if label == "happy" else f"else/{label}{i}/0" for i in range(9)]
-        return ids, np.repeat(np.eye(16, dtype=np.float32)[None, LABELS.index(known[label])], 9, 0)
+        vector = np.eye(16, dtype=np.float32)[LABELS.index(known[label])]
+        if label == "disgust":
+            vector[[LABELS.index(name) for name in ("disgust", "neutral", "happiness")]] = 0.7, 0.6, -0.387
+        return ids, np.repeat(vector[None], 9, 0)
 
     return Vocabulary(dict.fromkeys(known, 9), faces_of)
 

@@ -192,19 +192,30 @@ def test_examples_of_a_feeling_are_unlike_those_of_its_contrary() -> None:
     assert all(np.argmax(row["expression"]) == 3 for row in alone if row["emotion"] == "surprise")
 
 
-def test_a_feeling_is_led_away_from_its_contraries_and_no_feeling_from_nothing() -> None:
-    faces = {
-        label: np.eye(16, dtype=np.float32)[[i, i + 1]] for i, label in enumerate(("anger", "happiness", "neutral", "sadness", "surprise"))
-    }
-    words = ("melancholy", "joy", "surprise", "neutral")
-    found = {word: reference(word, 0, dict.fromkeys(faces, 2), lambda label: (["a", "b"], faces[label])) for word in words}
-    assert found["melancholy"].negative is not None and found["joy"].negative is not None
-    np.testing.assert_allclose(found["melancholy"].negative, faces["happiness"].sum(0) / 2**0.5, atol=1e-6)
-    unpleasant = faces["anger"].mean(0) + faces["sadness"].mean(0)
-    np.testing.assert_allclose(found["joy"].negative, unpleasant / np.linalg.norm(unpleasant), atol=1e-6)
-    assert found["surprise"].negative is None and found["neutral"].negative is None
-    alone = reference("sadness", 0, {"sadness": 2}, lambda label: (["a", "b"], faces[label]))
-    assert alone.negative is None  # nobody here shows the contrary
+def test_a_feeling_that_shows_little_is_led_away_from_its_contraries() -> None:
+    """Faces on a quarter circle from no expression to joy and, beyond it, to what shows much."""
+
+    def at(degrees: float, tilt: int) -> np.ndarray:
+        """Two faces to both sides of a place on the circle."""
+        vectors = np.zeros((2, 16), np.float32)
+        vectors[:, 0], vectors[:, 1] = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        vectors[:, tilt] = 0.2, -0.2
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    faces = {"neutral": at(0, 2), "sadness": at(-20, 3), "happiness": at(60, 4), "delight": at(70, 5), "anger": at(-90, 6)}
+    told = {word: reference(word, 0, dict.fromkeys(faces, 2), lambda label: (["a", "b"], faces[label])) for word in ("sadness", *faces)}
+    assert {word: found.facts["away_from"] for word, found in told.items() if found.negative is not None} == {
+        "sadness": ["delight", "happiness"]
+    }  # anger is 90 degrees from neutral and 155 from joy, joy 65 and 120 to what lies between sadness and anger
+    middle = np.zeros(16)
+    middle[:2] = np.cos(np.radians(65)), np.sin(np.radians(65))
+    negative = told["sadness"].negative
+    assert negative is not None
+    np.testing.assert_allclose(negative, middle, atol=1e-6)
+    for lacking in ("neutral", "happiness"):
+        here = {label: 2 for label in ("neutral", "sadness", "happiness") if label != lacking}
+        alone = reference("sadness", 0, here, lambda label: (["a", "b"], faces[label]))
+        assert alone.negative is None and alone.facts["away_from"] == []
 
 
 def test_examples_leave_out_wrong_labels_and_labels_of_few() -> None:

@@ -40,11 +40,11 @@ def made(serving: Serving, tom_hanks: Path, astronaut: Path) -> dict[str, Portra
     return dict(zip(ASKED, serving.studio.paint(sittings), strict=True))
 
 
-def test_a_feeling_is_led_away_from_its_contrary(serving: Serving, tom_hanks: Path, astronaut: Path) -> None:
+def test_a_feeling_that_shows_little_is_led_away_from_its_contrary(serving: Serving, tom_hanks: Path, astronaut: Path) -> None:
     """By this model's own preset, from the order on; what it is led away from is part of the portrait's name."""
-    for word, away in (("gloom", ["happiness"]), ("astonishment", []), (NEUTRAL, [])):
+    for word, away in (("gloom", ["happiness"]), ("amusement", []), ("anger", []), ("astonishment", []), (NEUTRAL, [])):
         commission = begin(Order(word, (str(tom_hanks),), str(astronaut), seed=1), serving)
-        assert commission.found and commission.found.facts["contrary"] == away
+        assert commission.found and commission.found.facts["away_from"] == away
         assert (commission.sitting.negative is None) == (not away)
 
 
@@ -89,7 +89,7 @@ def test_every_word_is_answered(serving: Serving) -> None:
         else:
             served += 1
             assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-3) and facts["how"] in ("exact", "cluster", "family")
-            assert (away is None) == (not facts["contrary"])
+            assert (away is None) == (not facts["away_from"])
     assert served > 100
 
 

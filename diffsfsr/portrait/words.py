@@ -27,7 +27,7 @@ _LEAST = 0.005  # share of the labelled faces below which a label is too weak to
 
 
 class Found(NamedTuple):
-    """What stands for a word: an expression embedding (16,), how it was found, and the contrary feeling's (16,), where it has one."""
+    """What stands for a word: an expression embedding (16,), how it was found, and what it is led away from (16,), where it is."""
 
     vector: np.ndarray
     facts: dict[str, Any]
@@ -56,14 +56,30 @@ def vocabulary(own: WordTable | None, here: Vocabulary | None) -> Vocabulary:
 
 
 def reference(word: str, seed: int, labels: Mapping[str, int], faces_of: FacesOf) -> Found:
-    """One face's embedding for a word, by the labels that serve it, and that of the contrary feeling. Raises as `emotions.resolve` does."""
+    """One face's embedding for a word, by the labels that serve it. Raises as `emotions.resolve` does.
+
+    A feeling that shows little, as sadness, whose faces look more like no expression than half of the way to the contrary feeling,
+    is led away from that one.
+    """
     resolution = resolve(word, {label: count for label, count in labels.items() if label})
     found = [faces_of(label) for label in resolution.labels]
     ids, vectors = [i for part, _ in found for i in part], np.concatenate([v for _, v in found])
     chosen = choose_reference(vectors, seed=seed)
-    contrary = [label for label in sorted(labels) if label and _valence(label) * _valence(word) < 0]
     facts = {"word": word, "labels": list(resolution.labels), "how": resolution.how, "reference": ids[chosen], "among": len(ids)}
-    return Found(vectors[chosen], facts | {"contrary": contrary}, _between(contrary, faces_of) if contrary else None)
+    away, negative = _contrary(word, resolution.labels, labels, faces_of)
+    return Found(vectors[chosen], facts | {"away_from": away}, negative)
+
+
+def _contrary(word: str, own: Sequence[str], labels: Mapping[str, int], faces_of: FacesOf) -> tuple[list[str], np.ndarray | None]:
+    """The labels that a word is led away from, and what lies between them (16,); ([], None) where it is not."""
+    contrary = [label for label in sorted(labels) if label and _valence(label) * _valence(word) < 0]
+    neutral = [label for label in sorted(labels) if (found := word_of(label)) and not found.primary]
+    if not contrary or not neutral:
+        return [], None
+    shown, none, away = (_between(part, faces_of) for part in (own, neutral, contrary))
+    if np.arccos(shown @ none) >= np.arccos(shown @ away) / 2:
+        return [], None
+    return contrary, away
 
 
 def _between(labels: Sequence[str], faces_of: FacesOf) -> np.ndarray:
