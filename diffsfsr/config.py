@@ -148,7 +148,7 @@ class Sampling:
     steps: int = 50
     guidance: float = 1.0
     guidance_max_t: int = 1000  # largest timestep at which it counts; above, a step costs half
-    negative: float = 0.0  # guidance of a feeling that shows little, away from the contrary one; 0: none
+    negative: bool = False  # guidance leads a feeling that shows little away from the contrary one, in place of from no expression
     eta: float = 0.0  # DDIM's share of fresh noise in each step, below 1: it mends what earlier steps got wrong
 
 

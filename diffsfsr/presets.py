@@ -83,7 +83,7 @@ PRESETS: dict[str, Preset] = {
             p_self=0.75,
         ),
         training=replace(_SMALL.training, steps=13_800, batch=16, lr=3e-4, decay_from=11_600, validate_every=1000),
-        sampling=Sampling(sampler="ddim", steps=25, guidance=1.4, guidance_max_t=500, negative=1.5, eta=0.9),
+        sampling=Sampling(sampler="ddim", steps=25, guidance=1.4, guidance_max_t=500, negative=True, eta=0.9),
     ),
     "demo": replace(
         _SMALL,

@@ -19,7 +19,7 @@ _NOT_NEGATIVE = (
     *("data.min_face", "data.max_yaw", "data.max_outside", "dln.margin", "dln.margin_one_class", "objective.lambda_id"),
     *("objective.lambda_exp", "objective.lambda_perceptual", "objective.min_snr", "training.warmup", "training.decay_from"),
     *("training.weight_decay", "training.grad_clip", "training.ahead", "training.validate_every", "evaluation.seed"),
-    *("sampling.guidance", "sampling.guidance_max_t", "sampling.negative"),
+    *("sampling.guidance", "sampling.guidance_max_t"),
 )
 
 
@@ -53,9 +53,9 @@ def refuse_bad_combinations(p: Preset) -> None:
             "schedule.zero_terminal_snr=true leaves schedule.prediction=epsilon without a signal at the last step; use v_prediction",
         ),
         (
-            (p.sampling.guidance != 1.0 or p.sampling.negative != 0.0) and p.conditioning.drop_all == 0.0,
-            f"sampling.guidance={p.sampling.guidance} and sampling.negative={p.sampling.negative} need a model trained to do without its "
-            f"tokens, not with conditioning.drop_all={p.conditioning.drop_all}",
+            p.sampling.guidance != 1.0 and p.conditioning.drop_all == 0.0,
+            f"sampling.guidance={p.sampling.guidance} needs a model trained to do without its tokens, not with "
+            f"conditioning.drop_all={p.conditioning.drop_all}",
         ),
         (
             p.sampling.sampler == "pndm" and p.schedule.zero_terminal_snr and p.sampling.steps >= p.schedule.steps,

@@ -109,7 +109,6 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
     ),
     ("paper", {"schedule.zero_terminal_snr": True}, ["schedule.zero_terminal_snr=true", "schedule.prediction=epsilon"]),
     ("paper", {"sampling.guidance": 2.5}, ["sampling.guidance=2.5", "conditioning.drop_all=0.0"]),
-    ("paper", {"sampling.negative": 1.5}, ["sampling.negative=1.5", "conditioning.drop_all=0.0"]),
     (
         "lab",
         {"sampling.sampler": "pndm", "sampling.steps": 1000},
@@ -144,7 +143,7 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
         "training.weight_decay": -1.0, "training.grad_clip": -1.0, "objective.lambda_id": -1.0, "training.decay_from": -5,
         "dln.margin": -3.0, "evaluation.seed": -1, "data.min_face": -1, "data.face": "-3", "sampling.guidance": -3.0,
  "sampling.eta": 1.0, "schedule.steps": 1, "schedule.beta_start": 0.0, "schedule.beta_end": 1.5, "sampling.steps": 5000,
-        "sampling.negative": -1.0, "sampling.guidance_max_t": -1, "objective.by_label": 1.5,
+        "sampling.guidance_max_t": -1, "objective.by_label": 1.5,
     }.items()],
 ]  # fmt: skip
 

@@ -45,7 +45,7 @@ class Painter:
 
     def __init__(self, faces: Faces) -> None:
         self.faces, self.made = faces, 0
-        preset = SimpleNamespace(sampling=SimpleNamespace(negative=1.5))
+        preset = SimpleNamespace(sampling=SimpleNamespace(negative=True))
         self.studio = SimpleNamespace(device=torch.device("cpu"), preset=preset)
 
     def painted(self, items: Any, expressions: torch.Tensor, seeds: Any, negative: torch.Tensor | None = None) -> list[Any]:

@@ -68,7 +68,7 @@ class ByWord:
 
     def __init__(self, ours: Ours, word: str, found: Mapping[int, Found], among: Sequence[str]) -> None:
         self.ours, self.found, self.name = ours, found, f"{ours.name}, {word}"
-        led = ours.studio.preset.sampling.negative > 0
+        led = ours.studio.preset.sampling.negative
         self.negative = next(iter(found.values())).negative if led else None  # one for all items
         self.version = tables.fingerprint(ours.version, word, list(among), None if self.negative is None else self.negative.tolist())
 

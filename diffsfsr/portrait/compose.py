@@ -164,7 +164,7 @@ class Studio:
             own = self.embed_expression(target)[0]
             wanted = own if task == "identity" or expression is None else torch.from_numpy(np.float32(expression)).to(self.device)
             shown = expression_strength(own, wanted, strength)
-            led = self.preset.sampling.negative > 0 and task != "identity"
+            led = self.preset.sampling.negative and task != "identity"
             away = self._away(own, negative, strength) if led else None
         outliers = {name: tuple(map(int, found.outliers)) for name, found in people.items() if found.outliers}
         for name in outliers:
@@ -224,15 +224,14 @@ class Studio:
     ) -> np.ndarray:
         """(B, S, S, 3) uint8 faces for scenes (B, 3, S, S), masks (B, S, S) of 0 and 1, the landmarks of the scenes' faces (B, 68, 2) in
         crop pixels and embeddings of B rows; not pasted back. The model is told the expression in the pose of the scene's head, and
-        so is guidance what it leads away from, `negative` (B, 16), by sampling.negative."""
+        so is guidance what it leads away from, `negative` (B, 16)."""
         self.pipeline.set_sampler(sampler or self.preset.sampling.sampler)
         mask = torch.from_numpy(masks)[:, None].float()
         posed = torch.from_numpy(np.float32(landmarks))
         told = self.dln.posed(expression, posed)
         away = None if negative is None else self.dln.posed(negative, posed)
-        guidance = None if negative is None else self.preset.sampling.negative
-        options = {"steps": steps or None, "guidance": guidance, "seeds": list(seeds), "output_type": "np"}
-        return self.pipeline(scenes, mask, dict(identity), told, away, **options).images
+        made = self.pipeline(scenes, mask, dict(identity), told, away, steps=steps or None, seeds=list(seeds), output_type="np")
+        return made.images
 
 
 def _told(encoder: str, found: Average) -> str:
