@@ -177,11 +177,14 @@ def test_a_newcomer_tunes_the_shipped_model_on_a_folder(home: Path, exported: Pa
 @pytest.mark.slow
 def test_two_tunings_at_once_learn_each_its_own_photographs(home: Path, exported: Path, tuned: Callable[[], dict[str, Any]]) -> None:  # noqa: F811
     """One preset begins from one model on one data set: the second waits until the first is done."""
-    tom, eileen = (home.parent / "mine" / name for name in ("tom", "eileen"))
+    names = ("first", "second")
+    folders = [shutil.copytree(home.parent / "mine" / "eileen", home.parent / name) for name in names]
+    with Image.open(folders[1] / "1.png") as picture:  # of the same photograph it would be the same run
+        picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folders[1] / "1.png")
     command = [sys.executable, "-m", "pipelines.cli", "run", "train", "--json", "--preset", "tiny", "--from", "starter", *SMALL]
-    both = [subprocess.Popen([*command, "--data", str(data)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for data in (tom, eileen)]
+    both = [subprocess.Popen([*command, "--data", str(data)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for data in folders]
     done = [json.loads(process.communicate(timeout=600)[0]) for process in both]
-    for name, one in zip(("tom", "eileen"), done, strict=True):
+    for name, one in zip(names, done, strict=True):
         told = json.loads((Path(one["folder"]).parent / "config.json").read_text())
         assert one["data_sets"] == [name] and {Path(s).parent.parent.name for s in told["inputs"]["shards"]} == {name}
 
