@@ -77,9 +77,8 @@ def _contrary(word: str, own: Sequence[str], labels: Mapping[str, int], faces_of
     if not contrary or not neutral:
         return [], None
     shown, none, away = (_between(part, faces_of) for part in (own, neutral, contrary))
-    if np.arccos(shown @ none) >= np.arccos(shown @ away) / 2:
-        return [], None
-    return contrary, away
+    to_none, to_away = np.arccos(np.clip([shown @ none, shown @ away], -1, 1))
+    return (contrary, away) if to_none < to_away / 2 else ([], None)
 
 
 def _between(labels: Sequence[str], faces_of: FacesOf) -> np.ndarray:
