@@ -9,6 +9,7 @@ import dagster as dg
 from assets.faces import aligned_faces, aligned_mark
 from assets.pictures import curve
 from assets.resources import RegistryResource, Settings, WorkspaceResource
+from assets.stores.registry import content_hash
 from assets.stores.workspace import Shard, Workspace, aligned, family
 from assets.supervision import TEACHER, annotation_files, expression_teacher, teacher_file
 from assets.training import final, run_training
@@ -60,7 +61,7 @@ def autoencoder(
     """One network: pixels to latents and back."""
     preset = settings.resolve("autoencoder")
     if start := workspace.open.start(preset):
-        return _taken(workspace.open, preset, "autoencoder", start.folder / "vae", start.version)
+        return _taken(workspace.open, preset, "autoencoder", start.folder / "vae", content_hash(start.folder / "vae"))
     if preset.autoencoder.source:
         return _imported(workspace.open, preset, "autoencoder", preset.autoencoder.source)
     return _trained(context, trainer, workspace.open, registry.open, preset, crops_of(workspace.open, preset))
