@@ -104,6 +104,7 @@ class Objective:
     aux_max_t: int = 1000  # largest timestep that carries them
     aux_from: float = 0.0  # share of the steps before they begin, and with them the cross triplets, whose faces they alone teach
     loss_decoder: str = ""  # what they look through: empty: the autoencoder; small: one trained here; or a decoder of the zoo
+    feature_weight: float = 1.0  # how many times as much L_DM counts at the eyes and the mouth, a few positions that a stranger looks at
     min_snr: float = 0.0  # gamma, at which a timestep's weight is clipped (Hang et al. 2023); 0: off
     p_self: float = 0.5  # chance of a self triplet
     other_photo: float = 0.0  # chance that a self triplet takes who it shows from another photograph of that person

@@ -19,7 +19,7 @@ _NOT_NEGATIVE = (
     *("data.min_face", "data.max_yaw", "data.max_outside", "dln.margin", "dln.margin_one_class", "objective.lambda_id"),
     *("objective.lambda_exp", "objective.lambda_perceptual", "objective.min_snr", "training.warmup", "training.decay_from"),
     *("training.weight_decay", "training.grad_clip", "training.ahead", "training.validate_every", "evaluation.seed"),
-    *("sampling.guidance", "sampling.guidance_max_t"),
+    *("sampling.guidance", "sampling.guidance_max_t", "objective.feature_weight"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -38,6 +39,20 @@ def test_diffusion_loss_has_no_gradient_outside_its_mask_and_none_that_is_nan() 
     expected = torch.zeros(2, 2, 2, 2)
     expected[0, :, 0, 0] = 1.0
     torch.testing.assert_close(pred.grad, expected)
+
+
+def test_eyes_and_mouth_are_found_in_a_grid() -> None:
+    landmarks = torch.zeros(1, 68, 2)  # whatever else is at the corner does not count
+    landmarks[:, 36:42], landmarks[:, 42:48], landmarks[:, 48:] = (
+        torch.tensor([20.0, 20.0]),
+        torch.tensor([60.0, 20.0]),
+        torch.tensor([36.0, 68.0]),
+    )
+    found = losses.facial_features(landmarks, 128, 16)[0, 0]  # a position is 8 pixels, the deviation a fifth of 40
+    assert [found[y, x].item() for y, x in ((2, 2), (2, 7), (8, 4))] == [1.0, 1.0, 1.0]
+    assert found[2, 3].item() == pytest.approx(math.exp(-0.5)) and found[4, 2].item() == pytest.approx(math.exp(-2))
+    assert found[0, 0].item() == pytest.approx(math.exp(-4)) and found[15, 15].item() < 1e-6
+    torch.testing.assert_close(losses.facial_features(landmarks / 2, 64, 16)[0, 0], found)
 
 
 def test_identity_loss_by_hand() -> None:

@@ -105,9 +105,10 @@ def test_the_face_of_a_cross_triplet_is_no_target(build: Callable[..., Diffusion
     assert bool((background != still).all())
 
 
-def test_l_dm_is_the_weighted_square_by_hand(build: Callable[..., DiffusionObjective]) -> None:
+@pytest.mark.parametrize("features", [1.0, 5.0])
+def test_l_dm_is_the_weighted_square_by_hand(build: Callable[..., DiffusionObjective], features: float) -> None:
     """Eq. 1 and v written out in numpy float64, at the t and eps that the generator gives."""
-    objective = build(objective__lambda_id=0.0, objective__lambda_exp=0.0)
+    objective = build(objective__lambda_id=0.0, objective__lambda_exp=0.0, objective__feature_weight=features)
     batch = objective.draw(at())
     batch["cross"] = torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
     watch = Watch()
@@ -121,6 +122,8 @@ def test_l_dm_is_the_weighted_square_by_hand(build: Callable[..., DiffusionObjec
     a = alpha[t.numpy() - 1].reshape(-1, 1, 1, 1)
     z_0, mask = batch["latent"].double().numpy(), batch["mask"].double().numpy()
     weight = np.where(batch["cross"].numpy().reshape(-1, 1, 1, 1) == 1, 1 - mask, 1.0)
+    seen = losses.facial_features(batch["landmarks"], 8 * mask.shape[-1], mask.shape[-1]).numpy()
+    weight = weight * (1 + (features - 1) * seen)
     v = np.sqrt(a) * eps - np.sqrt(1 - a) * z_0
     expected = ((v**2).mean(1, keepdims=True) * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
     np.testing.assert_allclose(terms["loss_dm"].numpy(), expected, rtol=1e-5)

@@ -21,6 +21,7 @@ from diffsfsr.evaluation.metrics import Interval
 from diffsfsr.model.diffusion import NoiseSchedule, PredictZ0, add_noise, improved_midpoint, one_step, original_midpoint
 from diffsfsr.training import losses
 from diffsfsr.training.data import Batch, Triplets
+from diffsfsr.training.objectives.diffusion import conditions_of
 
 if TYPE_CHECKING:
     from diffsfsr.portrait.compose import Studio
@@ -128,13 +129,9 @@ def batches(studio: Studio, data: Triplets, count: int, size: int) -> Iterator[t
 
 
 def _bound(studio: Studio, batch: Batch) -> PredictZ0:
-    c, model = studio.preset.conditioning, studio.pipeline.model
-    shown = ["mask" if c.background == "segmentation" else "masked", *(["mask"] if c.mask_channel else [])]
-    condition = torch.cat([batch[name] for name in shown], 1)
-    identity = {name: batch[f"id_{name}"] for name in studio.identity.present}
-    present = torch.cat([batch["present"], torch.ones_like(batch["present"][:, :1])], 1)
-    told = studio.dln.posed(batch["expression"], batch["landmarks"])
-    return lambda z_t, t: model.predict_z0(z_t, t, condition, identity, told, present)
+    given = conditions_of(batch, studio.preset.conditioning, studio.dln)
+    given["identity"] = {name: given["identity"][name] for name in studio.identity.present}
+    return lambda z_t, t: studio.pipeline.model.predict_z0(z_t, t, **given)
 
 
 def _looking(studio: Studio, batch: Batch) -> Look:

@@ -13,7 +13,7 @@ from diffsfsr.precision import autocast
 from diffsfsr.training import losses
 from diffsfsr.training.data import Batch, Triplets
 from diffsfsr.training.objectives import DiffusionObjective
-from diffsfsr.training.objectives.diffusion import condition_of
+from diffsfsr.training.objectives.diffusion import conditions_of
 
 _DRAWS = 4  # of noise an item, for a loss that depends less on it
 
@@ -75,13 +75,9 @@ class Validation:
     def _output(self, device: torch.device) -> Tensor:
         """What the preset's sampler makes of them, (n, 3, S, S) in [-1, 1]."""
         batch, told, s = _to(self.cross, device), self.preset.conditioning, self.preset.sampling
-        identity: dict[str, Tensor | None] = {name: batch[f"id_{name}"] for name in told.identity}
-        present = batch["present"][:, : len(told.identity)]
-        present = torch.cat([present, torch.ones_like(present[:, :1])], 1)
-        expression = self.objective.dln.posed(batch["expression"], batch["landmarks"])
-        model_fn = conditioned(self.network, condition_of(batch, told), identity, expression, present)
+        model_fn = conditioned(self.network, **conditions_of(batch, told, self.objective.dln))
         keep = (batch["latent"], batch["mask"]) if told.background == "segmentation" else None
-        seeds = range(len(present))
+        seeds = range(len(batch["latent"]))
         shape, most = batch["latent"].shape[1:], s.guidance_max_t
         made = sample(model_fn, shape, self.scheduler, s.steps, seeds, s.guidance, device, keep=keep, eta=s.eta, guidance_max_t=most)
         return self.objective.autoencoder.decode(made).float().clamp(-1, 1)

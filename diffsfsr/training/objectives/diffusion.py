@@ -18,6 +18,7 @@ from diffsfsr.training.run import Inputs
 
 if TYPE_CHECKING:
     from diffsfsr.encoders.dlib_net import DlibEncoder
+    from diffsfsr.encoders.dln import Dln
 
 Seen = TypeVar("Seen", Tensor, tuple[Tensor, ...])
 
@@ -102,20 +103,19 @@ class DiffusionObjective:
 
     def _conditions(self, batch: Batch, generator: torch.Generator) -> dict[str, Any]:
         """The network's conditions, with slots dropped at random: one at a time, and all of them for guidance."""
-        c = self.preset.conditioning
-        condition = condition_of(batch, c)
-        there = batch["present"][:, : len(c.identity)]
-        present = torch.cat([there, torch.ones_like(there[:, :1])], 1)
-        chance = torch.rand((len(condition), present.shape[1] + 1), generator=generator, device=condition.device)
+        c, told = self.preset.conditioning, conditions_of(batch, self.preset.conditioning, self.dln)
+        present = told["present"]
+        chance = torch.rand((len(present), present.shape[1] + 1), generator=generator, device=present.device)
         present[:, :-1] &= chance[:, :-2] >= c.slot_dropout
         present &= (chance[:, -1] >= c.drop_all)[:, None]
-        identity = {name: batch[f"id_{name}"] for name in c.identity}
-        told = self.dln.posed(batch["expression"], batch["landmarks"])  # the expression in the pose of the scene's head
-        return {"condition": condition, "identity": identity, "expression": told, "present": present}
+        return told
 
     def _weights(self, batch: Batch) -> Tensor:
-        """Where L_DM counts, (B, 1, h, w): everywhere on a self triplet, outside the face on a cross triplet."""
-        return 1 - batch["cross"][:, None, None, None] * batch["mask"]
+        """Where L_DM counts, (B, 1, h, w): everywhere on a self triplet, outside the face on a cross triplet; at eyes and mouth more."""
+        p, answered = self.preset, 1 - batch["cross"][:, None, None, None] * batch["mask"]
+        if p.objective.feature_weight == 1:
+            return answered
+        return answered * (1 + (p.objective.feature_weight - 1) * losses.facial_features(batch["landmarks"], p.crop, p.latent))
 
     def _carriers(self, t: Tensor) -> Tensor:
         """The first items whose t allows L_id and L_exp, at most their share of the batch. Where there is none, one that then does
@@ -200,10 +200,17 @@ class DiffusionObjective:
             shutil.copyfile(words, folder / WORD_TABLE)
 
 
-def condition_of(batch: Batch, told: Conditioning) -> Tensor:
-    """What the UNet is shown of the batch's scenes, (B, k, h, w): as `condition_latents`, of what the shards hold."""
+def conditions_of(batch: Batch, told: Conditioning, dln: Dln) -> dict[str, Any]:
+    """What the UNet is given of a batch, every slot that it has: `condition` (B, k, h, w) as `condition_latents`, of what the shards
+    hold; `identity` by encoder; `expression` in the pose of the scene's head; `present` (B, K+1) bool, of its own."""
     shown = {"image": ["masked"], "segmentation": ["mask"]}[told.background] + ["mask"] * told.mask_channel
-    return torch.cat([batch[name] for name in shown], 1)
+    there = batch["present"][:, : len(told.identity)]
+    return {
+        "condition": torch.cat([batch[name] for name in shown], 1),
+        "identity": {name: batch[f"id_{name}"] for name in told.identity},
+        "expression": dln.posed(batch["expression"], batch["landmarks"]),
+        "present": torch.cat([there, torch.ones_like(there[:, :1])], 1),
+    }
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:

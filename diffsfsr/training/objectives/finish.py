@@ -16,7 +16,7 @@ from diffsfsr.errors import NotReady
 from diffsfsr.training import losses
 from diffsfsr.training.data import Batch, Crops, Position, read_shards
 from diffsfsr.training.discriminator import PatchDiscriminator, fooled, hinge
-from diffsfsr.training.objectives.diffusion import DiffusionObjective, condition_of
+from diffsfsr.training.objectives.diffusion import DiffusionObjective, conditions_of
 from diffsfsr.training.run import Inputs
 
 _MADE = 0.75  # share of a batch's latents that the UNet makes; the rest are photographs' own, which are to stay what they are
@@ -79,14 +79,8 @@ class FinishObjective:
         """Each photograph's latents (B,C,h,w), noised and found again by the UNet, which is told all that it can be told of it."""
         from diffsfsr.model.diffusion import add_noise, gaussian, posterior_jump, z0_from_output
 
-        z_0, c = batch["latent"], self.preset.conditioning
-        there = batch["present"][:, : len(c.identity)]
-        given: dict[str, Any] = {
-            "condition": condition_of(batch, c),
-            "identity": {name: batch[f"id_{name}"] for name in c.identity},
-            "expression": self.model.dln.to(z_0.device).posed(batch["expression"], batch["landmarks"]),
-            "present": torch.cat([there, torch.ones_like(there[:, :1])], 1),
-        }
+        z_0 = batch["latent"]
+        given = conditions_of(batch, self.preset.conditioning, self.model.dln.to(z_0.device))
         unet, schedule = self.unet.to(z_0.device), self.unet.schedule
         steps = [torch.full((len(z_0),), round(level * schedule.steps), device=z_0.device) for level in _LEVELS]
         z = add_noise(z_0, gaussian(z_0, generator), steps[0], schedule)
