@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +21,9 @@ from test_portraits import TINY, model  # noqa: F401
 from test_shipped import exported, workspace  # noqa: F401
 
 from assets import gates, tuning
-from assets.shards import current_shards
+from assets.experts import autoencoder, dln_model
+from assets.resources import RegistryResource, Settings, WorkspaceResource
+from assets.shards import current_shards, shard_kind
 from assets.stores.registry import Registry, content_hash
 from assets.stores.workspace import Workspace
 from diffsfsr import config, presets
@@ -100,6 +103,22 @@ def test_a_home_keeps_what_it_trains_on_from(exported: Path, tmp_path: Path) -> 
     shutil.rmtree(source)  # as a package that is brought up to date
     assert found.start(TUNED) == start and content_hash(start.folder) == start.version == content_hash(exported)
     assert found.network("dln", TINY) == (tmp_path, "own") and found.network("dln", TUNED) is None
+
+
+def test_another_unet_keeps_the_latents(exported: Path, tmp_path: Path) -> None:  # noqa: F811
+    """They are of the autoencoder and the DLN: a model trained on, or another beside the same two, encodes nothing anew."""
+    other, kinds = tmp_path / "other", []
+    shutil.copytree(exported, other)
+    (other / "unet" / "config.json").write_text((other / "unet" / "config.json").read_text() + "\n")
+    found = WorkspaceResource(home=str(tmp_path / "home"))
+    registry = RegistryResource(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", artifact_root=str(tmp_path / "artifacts"))
+    at_hand = {"settings": Settings(preset=TUNED.name), "workspace": found, "registry": registry, "trainer": dg.PipesSubprocessClient()}
+    for folder in (exported, other):
+        tuning.begin(found.open, TUNED, folder)
+        done = dg.materialize([autoencoder, dln_model], resources=at_hand)
+        assert done.success
+        kinds.append(shard_kind(found.open, TUNED))
+    assert content_hash(exported) != content_hash(other) and kinds[0] == kinds[1]
 
 
 @pytest.mark.parametrize(
