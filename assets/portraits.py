@@ -206,9 +206,9 @@ def finish(commission: Commission, made: Any, serving: Serving, out: Path | None
     told = [np.float32(vector).tobytes() for vector in (c.found.vector if c.found else None, away) if vector is not None]
     name = order.name(c.inputs, serving.version, b"".join(told), studio.absent)
     path = out or serving.folder / f"{name}.png"
-    write_image(path, made.image)
+    sha256 = write_image(path, made.image)
     seconds = c.seconds + made.timings["generate"] + made.timings["paste"] + time.perf_counter() - started
-    sidecar = provenance.sidecar(path, order, c.inputs, c.found.facts if c.found else None, serving.version, studio, made, seconds)
+    sidecar = provenance.sidecar(path, sha256, order, c.inputs, c.found.facts if c.found else None, serving.version, studio, made, seconds)
     provenance.write(path, sidecar)
     if serving.served:
         serving.served.keep(name, serving.version, _embeddings(commission))

@@ -201,7 +201,8 @@ def _weights(gaps: list[Row]) -> list[Row]:
     for row in needed:
         _gap(gaps, f"{row['name']} ({row['role']}) is missing, without which no face is found or recognised", row["do"])
     if len(missing) > len(needed):
-        do = "nothing for the presets demo, starter and tiny; else `diffsfsr weights pull NAME`, or name their folder in DIFFSFSR_WEIGHTS"
+        do = "nothing for portraits, to train on from the model that comes with the package, and for the presets demo and tiny; else "
+        do += "`diffsfsr weights pull NAME`, or name their folder in DIFFSFSR_WEIGHTS"
         _gap(gaps, f"{len(missing) - len(needed)} optional weights are not here: {', '.join(_optional(missing))}", do)
     return rows
 

@@ -28,7 +28,13 @@ class Environment:
 
     @classmethod
     def current(cls) -> Environment:
-        home = Path(os.environ.get("DIFFSFSR_HOME") or ".diffsfsr").resolve()
+        named = Path(os.environ.get("DIFFSFSR_HOME") or ".diffsfsr")
+        try:
+            home = named.resolve()
+        except RuntimeError as error:
+            raise InputError(f"the state folder {named} is a link that leads nowhere: set DIFFSFSR_HOME") from error
+        if os.path.lexists(home) and not home.is_dir():
+            raise InputError(f"the state folder {home} is a file: set DIFFSFSR_HOME to a folder")
         if set("?#%") & set(str(home)):
             raise InputError(
                 f"the state folder {home} has a ?, # or % in its path, which database addresses cannot hold: set DIFFSFSR_HOME"
@@ -74,6 +80,13 @@ class Environment:
 
         self.prepare()
         with FileLock(self.home / "dagster" / ".lock"):
-            found = dg.DagsterInstance.get()
-            _ = found.run_storage, found.event_log_storage, found.schedule_storage
+            try:
+                found = dg.DagsterInstance.get()
+                _ = found.run_storage, found.event_log_storage, found.schedule_storage
+            except Exception as error:
+                if "not a database" not in str(error) and "malformed" not in str(error):
+                    raise
+                raise InputError(
+                    f"{self.home / 'dagster'} holds a damaged database: move the folder away; the runs' history begins anew"
+                ) from error
         return found

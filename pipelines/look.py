@@ -39,7 +39,7 @@ def _align(paths: list[str], face: str, size: int) -> tuple[list[dict[str, Any]]
     from diffsfsr.face.collection import align_rows, scan, source_row
 
     data = Data(face=face, max_outside=1.0)
-    if face not in ("only", "largest") and not face.isdigit():
+    if face not in ("only", "largest") and not face.isdecimal():
         raise InputError(f"--face {face!r} is not 'only', 'largest' or an index from the left")
     found, rejects = [], []
     for name in paths:
@@ -164,6 +164,10 @@ _LONGEST_NAME = 200  # bytes: most file systems take 255, and what is written fi
 
 def picture_name(name: str, endings: tuple[str, ...], given: tuple[str, ...]) -> Path:
     """`--out` as a path. Raises InputError where no picture can be written there, or it would replace one of the `given` files."""
+    import tempfile
+
+    from diffsfsr.portrait.provenance import sidecar_path
+
     out = Path(name)
     if not out.absolute().parent.is_dir() or out.suffix.lower() not in endings:
         *most, last = (ending for ending in endings if ending != ".jpeg")  # which .jpg stands for
@@ -172,6 +176,12 @@ def picture_name(name: str, endings: tuple[str, ...], given: tuple[str, ...]) ->
         raise InputError(f"--out {name} is too long a name, with its record beside it: use at most {_LONGEST_NAME} bytes")
     if out.is_dir() or str(out.resolve()) in given:
         raise InputError(f"--out {name} is {'a folder' if out.is_dir() else 'one of the photographs given'}: choose another name")
+    if sidecar_path(out).is_dir():
+        raise InputError(f"--out {name}: its record would be {sidecar_path(out).name}, which is a folder: choose another name")
+    try:
+        tempfile.TemporaryFile(dir=out.absolute().parent).close()
+    except OSError as error:
+        raise InputError(f"--out {name}: nothing can be written in that folder ({error.strerror}): choose another") from error
     return out
 
 

@@ -64,6 +64,8 @@ class Operator:
         from assets.ahead import Ahead
 
         preset = self.preset
+        if name:
+            self.workspace.dataset(name)  # refuses a bad one
         for file in weights.used_to_prepare(preset):
             weights.resolve(file)  # what lacks is told before hours of alignment, not after
         names = [self.scan(folder, name, split)] if folder else list(self._scan_known())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from argparse import Namespace
 from typing import Any
 
-from diffsfsr.errors import NotReady
+from diffsfsr.errors import InputError, NotReady
 from pipelines.environments import Environment
 
 _POLL_SECONDS = 1.0
@@ -30,6 +31,8 @@ def add(args: Namespace) -> Any:
 
 
 def list_requests(args: Namespace) -> Any:
+    if not 0 < args.limit < 2**31:
+        raise InputError(f"--limit {args.limit} is not a number of requests: give 1 or more")
     rows = [_shown(request) for request in _queue().list(args.state, args.limit)]
     if args.json:
         return rows
@@ -42,6 +45,8 @@ def show(args: Namespace) -> Any:
 
 def watch(args: Namespace) -> Any:
     """Wait for the end of a request; it is somebody else who works on it (`diffsfsr run generate`, or the sensor)."""
+    if not math.isfinite(args.timeout) or args.timeout < 0:
+        raise InputError(f"--timeout {args.timeout} is not a number of seconds")
     queue, deadline = _queue(), time.monotonic() + args.timeout
     while True:
         request = queue.get(args.id)

@@ -49,9 +49,9 @@ def fulfil(wanted: Travel, serving: Serving, out: Path) -> tuple[dict[str, Any],
     painted, last = _paint(studio, [dataclasses.replace(sitting, expression=expression) for expression in way])
     names = [Path(name).stem if room.is_photograph(name) else name for name in wanted.through]
     words = {frame: " / ".join(name for name, at in zip(names, near, strict=True) if at == frame) for frame in near}
-    room.write(out, painted, words)
+    sha256 = room.write(out, painted, words)
     told = {"stations": [fact | {"frame": frame} for fact, frame in zip(facts, near, strict=True)]}
-    sidecar = provenance.sidecar(out, wanted, inputs, told, serving.version, studio, last, time.perf_counter() - started)
+    sidecar = provenance.sidecar(out, sha256, wanted, inputs, told, serving.version, studio, last, time.perf_counter() - started)
     provenance.write(out, sidecar)
     return sidecar, painted
 

@@ -283,6 +283,15 @@ def test_an_empty_catalogue_answers(catalogue: Catalogue) -> None:
         catalogue.nearest(np.zeros(16), 1)
 
 
+def test_a_damaged_catalogue_says_what_to_do(catalogue: Catalogue, tmp_path: Path) -> None:
+    catalogue.upsert_faces(face_rows(20))
+    for file in Path(catalogue.uri).rglob("*.lance"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"table faces is damaged .*buffer\): move the catalogue away"):
+        catalogue.faces(["face_id", "person"])
+
+
 def test_a_url_serves_as_a_folder_does(tmp_path: Path) -> None:
     catalogue = Catalogue(f"file-object-store://{tmp_path}/bucket")
     catalogue.upsert_faces(face_rows(5))

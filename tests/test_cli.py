@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from shell import run
 
 from diffsfsr.errors import InputError
 from pipelines import cli
+from pipelines.look import picture_name
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
@@ -137,7 +139,16 @@ MISTAKES = {
     "forget --person a --dataset b": "exactly one",
     "forget --person nobody": "nobody",
     "forget --dataset ../..": "cannot name a data set",
+    "forget --dataset ../../../x": "cannot name a data set",
+    "forget --portrait .": ". is not a file",
+    "verify .": ". is not a file",
     "verify scene.png": "no readable sidecar",
+    "request list --limit 0": "--limit 0",
+    "request list --limit 99999999999999999999": "--limit 99999999999999999999",
+    "request watch 0123456789 --timeout nan": "--timeout nan",
+    f"{PORTRAIT} --scene scene.png --face ²": "face '²'",
+    "faces hanks.png --face ²": "--face '²'",
+    "run prepare --preset lab --data . --name a/b": "cannot name a data set",
     "verify missing.png": "missing.png is not a file",
     "weights pull nonsense": "nonsense",
     "bench nonsense": "nonsense",
@@ -154,6 +165,39 @@ def test_a_mistake_is_told_in_one_line(there: Path, command: str) -> None:
     assert ran.out == "" and ran.err.count("\n") == 1 and ran.err.endswith("\n"), ran
     assert ran.err.startswith("diffsfsr") and MISTAKES[command] in ran.err and "Traceback" not in ran.err, ran
     assert not (there / "x.parquet").exists()
+
+
+@pytest.mark.parametrize("command", ["faces", "verify", "portrait --out", "export --out", "forget --portrait", "travel --out"])
+def test_an_empty_name_stands_for_nothing(there: Path, command: str) -> None:
+    ran = run(*command.split(), "")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1) and "is empty: give a name" in ran.err, ran
+
+
+@pytest.mark.parametrize("kind", ["file", "loop"])
+def test_a_state_folder_that_is_none_is_named(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.symlink_to(home) if kind == "loop" else home.write_text("")
+    monkeypatch.setenv("DIFFSFSR_HOME", str(home))
+    ran = run("request", "list")
+    assert (ran.code, ran.err.count("\n")) == (2, 1) and f"{home} is a" in ran.err and "DIFFSFSR_HOME" in ran.err, ran
+
+
+def test_an_out_whose_record_is_a_folder_is_refused_before_anything_is_painted(tmp_path: Path) -> None:
+    (tmp_path / "x.png.json").mkdir()
+    with pytest.raises(InputError, match="its record would be x.png.json, which is a folder"):
+        picture_name(str(tmp_path / "x.png"), (".png",), ())
+    assert picture_name(str(tmp_path / "y.png"), (".png",), ()) == tmp_path / "y.png" and list(tmp_path.iterdir()) == [
+        tmp_path / "x.png.json"
+    ]
+
+
+def test_an_out_where_nothing_can_be_written_is_refused_before_anything_is_painted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(InputError, match=r"nothing can be written in that folder \(No space left on device\)"):
+        picture_name(str(tmp_path / "y.png"), (".png",), ())
 
 
 NOT_READY = {

@@ -396,6 +396,8 @@ def test_labels_name_people_emotions_faces_and_splits(tmp_path: Path) -> None:
         ("file,person\na.jpg,Zoë\n".encode("latin-1"), "UTF-8"),
         ("file,person\na.jpg,Zoë\n".encode("utf-16"), "UTF-8"),
         (b"file,split\na.jpg,tset\n", "did you mean test"),
+        (b"file,emotion,emotion\na.jpg,joy,anger\n", "the column 'emotion' twice"),
+        (b'file,person\na.jpg,"Ann\nb.jpg,Bob\n', "cannot be read as CSV"),
         (b"file,face\na.jpg,left\n", "line 2: face 'left'"),
         (b"file,face\na.jpg,-1\n", "line 2: face '-1'"),
         (b"file,person,face\na.jpg,A,\na.jpg,B,\n", "line 3"),
@@ -409,6 +411,21 @@ def test_unusable_labels_are_refused_in_one_line(tmp_path: Path, text: bytes, to
     with pytest.raises(InputError) as raised:
         scan(tmp_path)
     assert told in str(raised.value) and "labels.csv" in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "folder"])
+def test_labels_that_are_no_file_are_refused(tmp_path: Path, kind: str) -> None:
+    tree(tmp_path, "a.jpg")
+    labels = tmp_path / "labels.csv"
+    {"pipe": lambda: os.mkfifo(labels), "loop": lambda: labels.symlink_to(labels), "folder": labels.mkdir}[kind]()
+    with pytest.raises(InputError, match="labels.csv is no file that can be read"):
+        scan(tmp_path)
+
+
+def test_spaces_in_the_head_of_labels_do_not_count(tmp_path: Path) -> None:
+    tree(tmp_path, "a.jpg")
+    (tmp_path / "labels.csv").write_text("file , person, emotion\na.jpg, Ann, joy\n")
+    assert [(row["person"], row["emotion"]) for row in scan(tmp_path)] == [("Ann", "joy")]
 
 
 def test_a_folder_without_photographs_is_refused(tmp_path: Path) -> None:

@@ -233,6 +233,14 @@ def test_postgres_is_reached_through_the_driver_that_is_installed() -> None:
         assert _connect(url).url.drivername == "postgresql+psycopg2"
 
 
+def test_a_queue_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="set DIFFSFSR_QUEUE_URL"):
+        Queue("bogus://x")
+    (tmp_path / "q.db").write_bytes(b"no database" * 500)
+    with pytest.raises(InputError, match=r"q.db is damaged \(file is not a database\): move it away"):
+        Queue(f"sqlite:///{tmp_path / 'q.db'}")
+
+
 def test_what_a_dead_owner_held_is_queued_again(tmp_path: Path) -> None:
     queue = Queue(f"sqlite:///{tmp_path / 'q.db'}")
     ids = queue.add_all([{"n": n} for n in range(3)])

@@ -306,9 +306,28 @@ def test_a_broken_record_and_a_wrong_folder_are_told(exported: Path, tmp_path: P
     monkeypatch.setenv("DIFFSFSR_STARTER", str(broken))
     ran = run("emotions", "joy")
     assert ran.code == 2 and "evaluation.json is broken" in ran.err and len(ran.err.splitlines()) == 1
+    record = json.loads((exported / "evaluation.json").read_text())
+    (broken / "evaluation.json").write_text(json.dumps(record | {"words": {"happiness": "many"}}))
+    with pytest.raises(InputError, match="evaluation.json is broken"):
+        shipped.evaluation(broken)
+    shutil.rmtree(broken / "vae")
+    with pytest.raises(InputError, match="broken is no whole model"):
+        Studio(broken)
     monkeypatch.setenv("DIFFSFSR_STARTER", str(tmp_path / "none"))
     with pytest.raises(NotReady, match="DIFFSFSR_STARTER=.*none is no exported model"):
         shipped.need()
+
+
+def test_an_export_replaces_nothing_but_an_export(exported: Path, tmp_path: Path) -> None:
+    shipped.check_place(exported)
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "evaluation.json").write_text("{}")
+    for mine in (thesis, exported):
+        (mine / "thesis.txt").write_text("years of work")
+        with pytest.raises(InputError, match="holds something else than an exported model"):
+            shipped.check_place(mine)
+        (mine / "thesis.txt").unlink()
 
 
 def test_the_folder_is_written_whole_or_not_at_all(

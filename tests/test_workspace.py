@@ -161,6 +161,41 @@ def test_pair_lists_and_outputs_go_with_the_forgotten(two: Workspace, monkeypatc
     assert [file.exists() for file in lists] == [False, True]
 
 
+def test_what_a_killed_writer_left_is_erased_too(two: Workspace) -> None:
+    file = two.file("sources", two.shards("first")[0])
+    left = file.with_name(f".{file.name}.abcd1234.parquet")
+    left.write_bytes(file.read_bytes()[:200])
+    assert two.forget(person="person-2") == 2 and not left.exists() and mentions(two.home, b"person-2") == []
+
+
+def test_a_damaged_table_is_told_before_anything_is_erased(two: Workspace, tmp_path: Path) -> None:
+    shard = two.shards("first")[0]
+    file = two.file("masks-64", shard)
+    file.write_bytes(file.read_bytes()[:-20])
+    before = two.file(aligned(TINY), shard).read_bytes()
+    with pytest.raises(InputError, match=r"masks-64/0000.parquet is damaged, .* run `diffsfsr run prepare`"):
+        two.forget(person="person-2")
+    assert two.file(aligned(TINY), shard).read_bytes() == before and two.forgotten() == set()
+    prepared(two.home, tmp_path / "first")
+    assert two.forget(person="person-2") == 2
+    for sources in (two.file("sources", shard) for shard in two.shards("first")):
+        sources.write_bytes(sources.read_bytes()[:-20])
+    assert two.forget(dataset="first") == 1 and not two.dataset("first").exists()  # as a whole it goes all the same
+
+
+def test_a_damaged_record_of_the_forgotten_is_named(two: Workspace, tmp_path: Path) -> None:
+    (two.home / "forgotten.json").write_text('[["a"')
+    with pytest.raises(InputError, match="forgotten.json is damaged"):
+        take_stock(two, "first", tmp_path / "first", TINY)
+
+
+def test_a_bad_name_leaves_no_lock_behind(two: Workspace) -> None:
+    before = sorted(two.home.parent.rglob("*"))
+    with pytest.raises(InputError, match="cannot name a data set"):
+        two.forget(dataset="../../x")
+    assert sorted(two.home.parent.rglob("*")) == before
+
+
 def test_a_face_is_forgotten_alone(two: Workspace) -> None:
     table = two.table(aligned(TINY), two.shards("first"), ["face_id", "person"]).to_pylist()
     face_id = next(row["face_id"] for row in table if row["person"] == "person-2")

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 
-from assets.stores.lance import cast, ensure, fixed, in_lists, literal, matrix, merge, purge, read, where
+from assets.stores.lance import cast, ensure, fixed, in_lists, literal, matrix, merge, open_table, purge, read, where
 from diffsfsr.errors import InputError, NotReady, did_you_mean
 from diffsfsr.portrait.words import Vocabulary
 
@@ -124,7 +124,7 @@ class Catalogue:
         """Join small fragments and drop versions older than a day."""
         with self._writer:
             for name in self._names():
-                self._db.open_table(name).optimize(cleanup_older_than=timedelta(days=1))
+                open_table(self._db, name).optimize(cleanup_older_than=timedelta(days=1))
 
     def forget(
         self, *, person: str | None = None, face_ids: Iterable[str] = (), dataset: str | None = None, path: str | None = None
@@ -149,7 +149,7 @@ class Catalogue:
             return {name: self._erase(name, filters) for name in sorted(self._names(), key=lambda n: n == "faces")}
 
     def _erase(self, name: str, filters: Sequence[str]) -> int:
-        table = self._db.open_table(name)
+        table = open_table(self._db, name)
         before, indexed = table.count_rows(), bool(table.list_indices())
         for condition in filters:
             table.delete(condition)
@@ -228,13 +228,13 @@ class Catalogue:
 
     def counts(self) -> dict[str, int]:
         """Table -> rows."""
-        return {name: self._db.open_table(name).count_rows() for name in self._names()}
+        return {name: open_table(self._db, name).count_rows() for name in self._names()}
 
     def duplicates(self) -> int:
         """Rows over all tables beyond one per key: 0 in a sound catalogue."""
         extra = 0
         for name in self._names():
-            key = read(self._db.open_table(name), ["face_id" if name == "faces" else "key"], "").column(0)
+            key = read(open_table(self._db, name), ["face_id" if name == "faces" else "key"], "").column(0)
             extra += len(key) - pc.count_distinct(key).as_py()
         return extra
 
@@ -245,10 +245,10 @@ class Catalogue:
     def _faces(self) -> Any:
         if "faces" not in self._names():
             raise NotReady(f"catalogue: {self.uri} has no faces yet; run `diffsfsr run prepare`")
-        return self._db.open_table("faces")
+        return open_table(self._db, "faces")
 
     def _select(self, columns: Sequence[str] | None, equals: dict[str, Any], present: Sequence[str] = ()) -> pa.Table:
-        table = self._db.open_table("faces") if "faces" in self._names() else None
+        table = open_table(self._db, "faces") if "faces" in self._names() else None
         schema = FACES if table is None else table.schema
         for name in [*equals, *(columns or ())]:
             if name not in schema.names:
@@ -260,7 +260,7 @@ class Catalogue:
     def _cached(self, encoder: str, version: str, face_ids: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
         name = _cache_name(encoder)
         if name in self._names():
-            table = self._db.open_table(name)
+            table = open_table(self._db, name)
             for condition in in_lists("key", [f"{i}|{version}" for i in dict.fromkeys(face_ids)]):
                 yield read(table, columns, condition)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -24,7 +25,7 @@ def ensure(db: Any, name: str, schema: pa.Schema, key: str) -> Any:
         except ValueError as error:  # another writer was first, here and below: only a URL, without a lock, allows it
             if "already exists" not in str(error):
                 raise
-    table = db.open_table(name)
+    table = open_table(db, name)
     if not _has_key(table, key):  # new, or its maker was killed between the two calls
         try:
             table.set_unenforced_primary_key(key)
@@ -32,6 +33,23 @@ def ensure(db: Any, name: str, schema: pa.Schema, key: str) -> Any:
             if not _has_key(table, key):
                 raise
     return table
+
+
+def open_table(db: Any, name: str) -> Any:
+    with whole(name):
+        return db.open_table(name)
+
+
+@contextmanager
+def whole(what: str) -> Iterator[None]:
+    """Raises InputError, with what to do, in place of LanceDB's error about a damaged file."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("lance error"):
+            raise
+        why = " ".join(str(error).split()).partition(", /")[0]  # then a line of its source
+        raise InputError(f"catalogue: table {what} is damaged ({why}): move the catalogue away; `diffsfsr run prepare` fills it") from error
 
 
 def _has_key(table: Any, key: str) -> bool:
@@ -70,10 +88,11 @@ def cast(rows: pa.Table, target: pa.Schema, key: str) -> pa.Table:
 
 def read(table: Any, columns: Sequence[str] | None, where: str, row_ids: bool = False) -> pa.Table:
     """Every row that fits the filter."""
-    query = table.search().limit(max(table.count_rows(), 1))
-    query = query.where(where) if where else query
-    query = query.select(list(columns)) if columns else query
-    return (query.with_row_id(True) if row_ids else query).to_arrow()
+    with whole(table.name):
+        query = table.search().limit(max(table.count_rows(), 1))
+        query = query.where(where) if where else query
+        query = query.select(list(columns)) if columns else query
+        return (query.with_row_id(True) if row_ids else query).to_arrow()
 
 
 def where(equals: Mapping[str, Any], *, present: Sequence[str] = ()) -> str:

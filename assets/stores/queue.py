@@ -81,11 +81,20 @@ class Queue:
             raise InputError(f"queue: max_attempts={max_attempts} is not positive")
         self.max_attempts = max_attempts
         self._clock = clock
-        self._engine = _connect(str(url))
-        with self._transaction() as connection:
-            if connection.dialect.name == "postgresql":  # two first uses at once would both create the table
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATE_LOCK)))
-            REQUESTS.metadata.create_all(connection)
+        try:
+            self._engine = _connect(str(url))
+            with self._transaction() as connection:
+                if connection.dialect.name == "postgresql":  # two first uses at once would both create the table
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATE_LOCK)))
+                REQUESTS.metadata.create_all(connection)
+        except sa.exc.ArgumentError as error:
+            raise InputError(f"queue: its address names no database that is known here ({error}): set DIFFSFSR_QUEUE_URL") from error
+        except sa.exc.DatabaseError as error:
+            if "not a database" not in str(error.orig) and "malformed" not in str(error.orig):
+                raise
+            raise InputError(
+                f"queue: {self._engine.url.database} is damaged ({error.orig}): move it away, and a new queue begins"
+            ) from error
 
     # --- whoever orders ---------------------------------------------------------------------------------------------
 

@@ -137,16 +137,25 @@ class Workspace:
         hashes, so that they are not taken in again while they still lie in a folder.
         """
         if dataset is not None:
+            folder = self.dataset(dataset)  # refuses a bad name before anything is made
             with self.lock(f"sources-{dataset}"):
-                count = sum(tables.read(self.file("sources", shard), ["path"]).num_rows for shard in self.shards(dataset))
-                shutil.rmtree(self.dataset(dataset), ignore_errors=True)
+                files = [self.file("sources", shard) for shard in self.shards(dataset)]
+                count = sum(tables.read(file, ["path"]).num_rows for file in files if tables.mark_of(file))
+                there = folder.is_dir()
+                shutil.rmtree(folder, ignore_errors=True)
                 self._forget_pairs(dataset)
-            return count
+            return max(count, int(there))  # its tables may be damaged, and go all the same
         return sum(self._forget_in(name, person, face_id) for name in self.datasets())
 
     def _forget_in(self, dataset: str, person: str | None, face_id: str | None) -> int:
         folder = self.dataset(dataset)
         with self.lock(f"sources-{dataset}"):
+            for left in folder.glob("*/.*.parquet"):  # by a writer that was killed
+                left.unlink(missing_ok=True)
+            if damaged := [file for file in folder.glob("*/*.parquet") if not tables.mark_of(file)]:
+                raise InputError(
+                    f"{damaged[0]} is damaged, and may hold whom you name: run `diffsfsr run prepare`, which makes it anew, first"
+                )
             sources = [row for shard in self.shards(dataset) for row in tables.read(self.file("sources", shard)).to_pylist()]
             keys = ["face_id", "path", "face", "person"]
             faces = [row for file in folder.glob("aligned-*/*.parquet") for row in tables.read(file, keys).to_pylist()]
@@ -175,7 +184,12 @@ class Workspace:
     def forgotten(self) -> set[tuple[str, str]]:
         """(sha256, face) of the photographs that must not be taken in again."""
         path = self.home / "forgotten.json"
-        return {(sha256, face) for sha256, face in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else set()
+        try:
+            return {(sha256, face) for sha256, face in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else set()
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged ({error}): put back a copy of it; without it photographs that were forgotten are taken in again"
+            ) from error
 
     # --- networks ---
 

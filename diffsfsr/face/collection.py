@@ -116,13 +116,18 @@ def _pictures(root: Path) -> Iterator[Path]:
 def _labels(root: Path) -> dict[str, list[Line]]:
     """File -> its lines in labels.csv, one a face."""
     path = root / "labels.csv"
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
+    if not path.is_file():
+        raise InputError(f"{path} is no file that can be read: put the list there, or take it away")
     labels: dict[str, list[Line]] = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
-            reader = csv.DictReader(f)
-            if "file" not in (reader.fieldnames or []):
+            reader = csv.DictReader(f, strict=True)
+            reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or []]
+            if twice := [name for name in columns if name and columns.count(name) > 1]:
+                raise InputError(f"{path} has the column {twice[0]!r} twice: keep one of them")
+            if "file" not in columns:
                 raise InputError(f"{path} has no column 'file'; its columns may be {', '.join(_COLUMNS)}")
             for row in reader:
                 line: Line = {name: (row.get(name) or "").strip() for name in _COLUMNS}

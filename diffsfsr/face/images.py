@@ -7,6 +7,7 @@ decodes to that or raises `Rejected` with a reason; no hostile file may crash th
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import re
@@ -256,10 +257,10 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
     return buffer.getvalue()
 
 
-def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
+def write_image(path: str | os.PathLike[str], image: np.ndarray) -> str:
     """Write HWC uint8 RGB to `path` in the format of its suffix (.png, .jpg, .webp); a reader sees all of it or nothing.
 
-    PNG and WebP are lossless. Raises InputError for another suffix.
+    Returns the sha256 of the bytes. PNG and WebP are lossless. Raises InputError for another suffix.
     """
     path = Path(path)
     options: dict[str, dict[str, Any]] = {
@@ -277,7 +278,10 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
             Image.fromarray(image).save(file, **options[path.suffix.lower()])
             file.flush()
             os.fsync(file.fileno())
+        with open(beside, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.replace(beside, path)
+        return digest
     finally:
         beside.unlink(missing_ok=True)
 

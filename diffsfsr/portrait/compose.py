@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.utils import logging
+from safetensors import SafetensorError
 from torch import Tensor
 
 from diffsfsr.config import Preset
@@ -82,9 +83,13 @@ class Studio:
         self.preset: Preset = preset_of(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         logging.disable_progress_bar()  # of loading four small components
-        self.pipeline = DiffSFSRPipeline.from_pretrained(folder, dtype=inference_dtype(self.device)).to(self.device)
+        try:
+            self.pipeline = DiffSFSRPipeline.from_pretrained(folder, dtype=inference_dtype(self.device)).to(self.device)
+            self.dln = Dln.load(folder / "dln").to(self.device)
+        except (OSError, ValueError, SafetensorError) as error:
+            why = str(error).splitlines()[0]
+            raise InputError(f"{folder} is no whole model ({why}): put it there again, or name another") from error
         self.pipeline.set_progress_bar_config(disable=True)
-        self.dln = Dln.load(folder / "dln").to(self.device)
         self.parser = parser(self.preset.mask)
         names, refuse = self.preset.conditioning.identity, commercial_only or self.preset.commercial_only
         self.identity = CompoundIdentity.at_hand(names, refuse).to(self.device)

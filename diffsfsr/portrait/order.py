@@ -60,7 +60,7 @@ class Order:
             raise InputError(f"strength {self.strength} is not between 0 and {MAX_STRENGTH}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed {self.seed} is not between 0 and 2^63 - 1")
-        if self.face not in ("only", "largest") and not self.face.isdigit():
+        if self.face not in ("only", "largest") and not self.face.isdecimal():
             raise InputError(f"face {self.face!r} is not 'only', 'largest' or an index from the left")
         scene = str(file_of(self.scene, "scene")) if self.scene else ""
         return dataclasses.replace(self, selfies=tuple(str(file_of(s, "selfie")) for s in self.selfies), scene=scene)

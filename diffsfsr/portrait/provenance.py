@@ -23,6 +23,7 @@ def sidecar_path(portrait: Path) -> Path:
 
 def sidecar(
     path: Path,
+    sha256: str,
     order: Order,
     inputs: dict[str, str],
     expression: dict[str, Any] | None,
@@ -31,12 +32,13 @@ def sidecar(
     made: Portrait,
     seconds: float,
 ) -> dict[str, Any]:
-    """What a portrait was made from, by what, and how long it took (seconds)."""
+    """What a portrait was made from, by what, and how long it took (seconds). `sha256` is of the bytes that were written: another run may
+    have put its own there since."""
     box = dict(zip(("left", "top", "right", "bottom"), map(int, made.scene_face.box), strict=True))
     used = weights_of(studio, order)
     return {
         "portrait": str(path.resolve()),
-        "sha256": file_sha256(path),
+        "sha256": sha256,
         "order": order.payload(),
         "inputs_sha256": inputs,
         "expression": expression,
@@ -71,12 +73,14 @@ def write(portrait: Path, content: dict[str, Any]) -> None:
 
 def verify(portrait: Path) -> dict[str, Any]:
     """The sidecar of a portrait whose bytes are the ones it names. Raises InputError where they are not, or it is missing."""
-    beside = sidecar_path(portrait)
     if not portrait.is_file():
         raise InputError(f"{portrait} is not a file: give a portrait")
+    beside = sidecar_path(portrait)
     try:
         content = read_json(beside)
-        recorded, _, _ = content["sha256"], content["model_version"], content["made_at"]
+        recorded, *_ = content["sha256"], content["model_version"], content["made_at"]
+        if not all(isinstance(sha256, str) for sha256 in dict(content["inputs_sha256"]).values()):
+            raise ValueError("inputs_sha256 is no table of hashes")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{portrait} has no readable sidecar at {beside.name}: it was not made here, or lost its record") from error
     if file_sha256(portrait) != recorded:

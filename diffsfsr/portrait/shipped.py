@@ -30,6 +30,7 @@ PLACE = Path(__file__).parents[1] / NAME
 LARGEST = 60_000_000  # bytes in all: more does not go into a package
 _CARD, _EVALUATION, _PRESET = "README.md", "evaluation.json", "preset.json"
 SAID = (_CARD, _EVALUATION)  # what is only said of a model
+_PARTS = frozenset({*SAID, _PRESET, "words.parquet", "model_index.json", "unet", "vae", "tokens", "scheduler", "dln"})
 
 
 def folder() -> Path | None:
@@ -64,6 +65,7 @@ def evaluation(model: Path) -> dict[str, Any]:
     file = model / _EVALUATION
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+        found["words"] = {label: int(faces) for label, faces in dict(found["words"]).items()}
         return {**found, **{part: dict(found[part]) for part in ("words", "measured", "named", "trained_on")}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         do = "install the package again, or name a folder of `diffsfsr export`"
@@ -98,7 +100,8 @@ def check_place(out: Path) -> None:
     """Raises InputError where a shipped model cannot be written without destroying something else."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: name a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / _EVALUATION).is_file():
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if found and not (found <= _PARTS and {_EVALUATION, _PRESET} <= found):
         raise InputError(f"{out} holds something else than an exported model: name a new folder")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,15 +96,19 @@ def _fitting(text: str, width: int, font: Any) -> str:
     return text
 
 
-def write(path: Path, frames: Sequence[np.ndarray], words: dict[int, str]) -> None:
-    """Writes a strip or a GIF that goes on for ever, by the ending; a reader sees all of it or nothing."""
+def write(path: Path, frames: Sequence[np.ndarray], words: dict[int, str]) -> str:
+    """Writes a strip or a GIF that goes on for ever, by the ending; a reader sees all of it or nothing.
+
+    Returns the sha256 of the bytes."""
     from PIL import Image
 
     from diffsfsr.face.images import write_image
 
     if path.suffix.lower() == ".png":
-        write_image(path, strip(frames, words))
-        return
+        return write_image(path, strip(frames, words))
     first, *others = (Image.fromarray(frame) for frame in frames)
     moving: dict[str, Any] = {"format": "GIF", "save_all": True, "append_images": others, "duration": _PACE, "loop": 0}
-    tables.write_whole(path, lambda beside: first.save(beside, **moving))
+    content = io.BytesIO()
+    first.save(content, **moving)
+    tables.write_whole(path, lambda beside: beside.write_bytes(content.getvalue()))
+    return hashlib.sha256(content.getvalue()).hexdigest()
