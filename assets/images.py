@@ -10,6 +10,7 @@ from assets.resources import Settings, WorkspaceResource
 from assets.stores.workspace import Shard, Workspace, sources_mark
 from diffsfsr import tables
 from diffsfsr.config import Preset
+from diffsfsr.emotions import is_word
 from diffsfsr.face import collection
 
 
@@ -57,6 +58,9 @@ def take_stock(workspace: Workspace, name: str, folder: Path, preset: Preset, wa
         listed = collection.scan(folder, known, preset.data.test_fraction, way)
         if absent := collection.unknown_files(folder, listed):
             print(f"{folder / 'labels.csv'} names {len(absent)} files that are not there, first {absent[0]}", file=sys.stderr, flush=True)
+        if none := sorted({row["emotion"] for row in listed if row["emotion"] and not is_word(row["emotion"])}):
+            told = f"{name}: {len(none)} emotion labels are none of the 135 words, first {none[0]!r}: they are kept, and no word finds them"
+            print(told, file=sys.stderr, flush=True)
         forgotten = workspace.forgotten()
         found = [row for row in listed if (row["sha256"], row["face"]) not in forgotten]
         tables.write_json(workspace.dataset(name) / "folder.json", {"folder": str(folder), "split": way})

@@ -390,7 +390,7 @@ def test_doctor_names_it(newcomer: Path, exported: Path) -> None:
     assert found["state"]["shipped_model"] == str(exported) and not any("no model" in gap["what"] for gap in found["gaps"])
 
 
-@pytest.mark.parametrize("damage", ["words.parquet", "preset.json", "no words"])
+@pytest.mark.parametrize("damage", ["words.parquet", "preset.json", "vae/diffusion_pytorch_model.safetensors", "no words"])
 def test_doctor_says_that_it_is_damaged(
     damage: str, newcomer: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

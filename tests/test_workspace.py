@@ -69,6 +69,15 @@ def test_training_shards_are_told_apart_by_what_made_them() -> None:
     assert len(names) == 6 and training_shards(64, ("dlib",), "a", "b") in names
 
 
+def test_labels_that_are_no_words_are_told(tmp_path: Path, tom_hanks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photographs").mkdir()
+    for name in ("a.png", "b.png"):
+        shutil.copy(tom_hanks, tmp_path / "photographs" / name)
+    (tmp_path / "photographs" / "labels.csv").write_text("file,emotion\na.png,joy\nb.png,flabbergastedness\n")
+    take_stock(Workspace(tmp_path / "home"), "photographs", tmp_path / "photographs", TINY)
+    assert "photographs: 1 emotion labels are none of the 135 words, first 'flabbergastedness'" in capsys.readouterr().err
+
+
 # --- forgetting -------------------------------------------------------------------------------------------------------
 
 
