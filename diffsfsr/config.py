@@ -127,6 +127,7 @@ class Training:
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     ema: float = 0.0  # 0: off
+    learned: float = 1.0  # on from a model: how far from its weights to those at the end the saved ones lie (Wortsman et al. 2022)
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "optimizer", "all"] = "none"  # to the host's memory: the optimiser's state, or the parameters too

@@ -52,6 +52,11 @@ def refuse_bad_combinations(p: Preset) -> None:
             p.schedule.zero_terminal_snr and p.schedule.prediction == "epsilon",
             "schedule.zero_terminal_snr=true leaves schedule.prediction=epsilon without a signal at the last step; use v_prediction",
         ),
+        (not 0 < p.training.learned <= 1, f"training.learned={p.training.learned} is not above 0 and at most 1"),
+        (
+            p.training.learned < 1 and not p.name.endswith(("-tuned", "-finished")),
+            f"training.learned={p.training.learned} is for training on from a model: use `diffsfsr run train --from`",
+        ),
         (
             p.sampling.guidance != 1.0 and p.conditioning.drop_all == 0.0,
             f"sampling.guidance={p.sampling.guidance} needs a model trained to do without its tokens, not with "

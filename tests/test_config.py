@@ -117,6 +117,7 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("lab", {"objective.aux_fraction": 0.25, "training.batch": 2}, ["objective.aux_fraction=0.25", "training.batch=2"]),
     ("lab", {"objective.lambda_perceptual": 0.5, "conditioning.identity": ["mobileface_v2"]}, ["objective.lambda_perceptual=0.5", "dlib"]),
     ("lab", {"sampling.eta": 0.5, "sampling.sampler": "dpm-solver++"}, ["sampling.eta=0.5", "sampling.sampler=dpm-solver++"]),
+    ("starter", {"training.learned": 0.8}, ["training.learned=0.8", "run train --from"]),
     ("ae-lab", {"training.zero_stage": 3}, ["training.zero_stage=3", "trains=autoencoder"]),
     ("lab-finished", {"training.zero_stage": 3}, ["training.zero_stage=3", "trains=finish"]),
     ("lab", {"training.offload": "all"}, ["training.offload=all", "training.zero_stage=1"]),
@@ -143,7 +144,7 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
         "training.weight_decay": -1.0, "training.grad_clip": -1.0, "objective.lambda_id": -1.0, "training.decay_from": -5,
         "dln.margin": -3.0, "evaluation.seed": -1, "data.min_face": -1, "data.face": "-3", "sampling.guidance": -3.0,
  "sampling.eta": 1.0, "schedule.steps": 1, "schedule.beta_start": 0.0, "schedule.beta_end": 1.5, "sampling.steps": 5000,
-        "sampling.guidance_max_t": -1, "objective.by_label": 1.5, "objective.feature_weight": -1.0,
+        "sampling.guidance_max_t": -1, "objective.by_label": 1.5, "objective.feature_weight": -1.0, "training.learned": 0.0,
     }.items()],
 ]  # fmt: skip
 

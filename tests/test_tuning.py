@@ -71,6 +71,19 @@ def test_it_starts_from_the_models_weights_and_centre(exported: Path, six_people
     )
 
 
+def test_what_is_saved_lies_part_of_the_way_from_where_it_began(exported: Path, six_people: Path, tmp_path: Path) -> None:  # noqa: F811
+    preset = config.override(TUNED, {"training.learned": 0.25})
+    rows = training_rows(preset, 4, faces(six_people, preset.crop)[0].crop_landmarks)
+    inputs = dataclasses.replace(diffusion_inputs(tmp_path, preset, rows), dln=str(exported / "dln"), start_from=str(exported))
+    objective, began = DiffusionObjective(preset, inputs), weights_of(exported)
+    with torch.no_grad():
+        for parameter in objective.network.parameters():
+            parameter.add_(1)
+    objective.save(tmp_path / "model")
+    learned = dict(objective.network.named_parameters()).keys()
+    assert learned and all(torch.allclose(weights_of(tmp_path / "model")[name], began[name] + 0.25, atol=1e-3) for name in learned)
+
+
 def test_a_model_of_other_networks_is_refused(exported: Path) -> None:  # noqa: F811
     tuning.check_fits(TUNED, exported)
     for change in ({"unet.channels": [32, 32]}, {"conditioning.identity": ["dlib", "facenet"]}, {"autoencoder.channels": 8}):

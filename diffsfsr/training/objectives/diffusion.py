@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffsfsr.config import Conditioning, Preset
@@ -189,8 +189,12 @@ class DiffusionObjective:
         model it was trained on from brings."""
         from diffsfsr import config, tables
         from diffsfsr.model.pipeline import DiffSFSRPipeline
+        from diffsfsr.model.unet import DiffSFSR
         from diffsfsr.portrait.words import WORD_TABLE
 
+        began, learned = self.inputs.start_from, self.preset.training.learned
+        if began and learned < 1:
+            partway(self.network, DiffSFSR.from_folder(Path(began)).state_dict(), learned)
         self.autoencoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as safetensors wants it
         DiffSFSRPipeline.from_model(self.network, self.autoencoder, self.preset).save_pretrained(folder)
         self.dln.save(folder / "dln")
@@ -198,6 +202,13 @@ class DiffusionObjective:
         words = Path(self.inputs.start_from, WORD_TABLE)
         if self.inputs.start_from and words.is_file():  # they are as this DLN sees them
             shutil.copyfile(words, folder / WORD_TABLE)
+
+
+@torch.no_grad()
+def partway(network: nn.Module, began: Mapping[str, Tensor], learned: float) -> None:
+    """Takes a network's weights back to the share `learned`, 0 to 1, of their way from those that it began with, by name."""
+    for name, parameter in network.named_parameters():
+        parameter.lerp_(began[name].to(parameter), 1 - learned)
 
 
 def conditions_of(batch: Batch, told: Conditioning, dln: Dln) -> dict[str, Any]:

@@ -16,15 +16,12 @@ from diffsfsr.errors import NotReady
 from diffsfsr.training import losses
 from diffsfsr.training.data import Batch, Crops, Position, read_shards
 from diffsfsr.training.discriminator import PatchDiscriminator, fooled, hinge
-from diffsfsr.training.objectives.diffusion import DiffusionObjective, conditions_of
+from diffsfsr.training.objectives.diffusion import DiffusionObjective, conditions_of, partway
 from diffsfsr.training.run import Inputs
 
 _MADE = 0.75  # share of a batch's latents that the UNet makes; the rest are photographs' own, which are to stay what they are
 _LEVELS = (0.6, 0.45, 0.3, 0.15, 0.0)  # the walk on which it makes them, as shares of the schedule: from .6 a face is found anew
 _BACKGROUND = 0.2  # what a pixel outside the face counts, beside one inside
-_LEARNED = (
-    0.5  # how far from the decoder that it was to the one that it became: half the way is most of the sharpness, and costs no likeness
-)
 _EDGES, _LOOKS, _FOOLED = 0.5, 0.1, 0.005  # what the other losses count, beside the absolute error
 
 
@@ -47,7 +44,7 @@ class FinishObjective:
         self.rows = _rows(list(inputs.shards), self.crops.face_ids)
         self.looks = freeze(DlibEncoder())
         self.network = Finisher(self.model.autoencoder, PatchDiscriminator())
-        self.start = [p.detach().clone() for p in self.network.decoder.parameters()]
+        self.start = {name: p.detach().clone() for name, p in self.network.decoder.named_parameters()}
 
     def draw(self, at: Position) -> Batch:
         faces = at.items(self.preset.training.batch, len(self.crops))
@@ -95,13 +92,11 @@ class FinishObjective:
             return list(self.looks.look(images, landmarks)[1:])
 
     def save(self, folder: Path) -> None:
-        """The model with another decoder, half way from what it was to what it became (Wortsman et al. 2022); all else, the preset that its
+        """The model with another decoder, training.learned of the way from what it was to what it became; all else, the preset that its
         UNet was trained by included, is as it was."""
         from diffsfsr.portrait.shipped import preset_of
 
-        with torch.no_grad():
-            for became, was in zip(self.network.decoder.parameters(), self.start, strict=True):
-                became.lerp_(was.to(became), 1 - _LEARNED)
+        partway(self.network.decoder, self.start, self.preset.training.learned)
         self.model.preset = preset_of(Path(self.model.inputs.start_from))
         self.model.save(folder)
 
