@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffsfsr.evaluation.items import Faces, PairList
 
 FEWEST = 3  # people: a triplet of task `all` is of three
+MOST = 500  # labelled faces of one label
 _AT_ONCE = 32  # crops in memory while they are copied
 _FACES = ["face_id", "path", "face", "person", "emotion", "split", "landmarks"]
 
@@ -82,17 +83,38 @@ def ready(workspace: Workspace, dataset: str, preset: Preset) -> list[Shard]:
 
 @lru_cache(maxsize=1)
 def _held_out(workspace: Workspace, dataset: str, preset: Preset, state: str) -> HeldOut:
+    table = workspace.table(aligned(preset), ready(workspace, dataset, preset), _FACES)
+    kept, everybody, told = _chosen(table, unseen.suspicion(workspace, preset), dataset)
+    return HeldOut(dataset, _faces(workspace, dataset, preset, table, kept), everybody, told)
+
+
+def labelled(workspace: Workspace, dataset: str, preset: Preset) -> Faces:
+    """The faces of a data set that have an emotion label, training people too, at most MOST of a label, evenly spaced: for a judge that has
+    learned from none of them. Raises NotReady where no face of the data set is prepared."""
+    table = workspace.table(aligned(preset), ready(workspace, dataset, preset), _FACES)
+    emotions = np.array([said.get("emotion", "") for said in _labels(workspace, dataset, table)], np.str_)
+    kept = np.zeros(len(table), bool)
+    for label in np.unique(emotions[emotions != ""]):
+        own = np.flatnonzero(emotions == label)
+        kept[own[np.linspace(0, len(own) - 1, min(MOST, len(own))).astype(np.int64)]] = True
+    return _faces(workspace, dataset, preset, table, kept)
+
+
+def _faces(workspace: Workspace, dataset: str, preset: Preset, table: pa.Table, kept: np.ndarray) -> Faces:
+    """Those rows of a data set's aligned faces."""
     from diffsfsr.evaluation.items import Faces
 
-    shards = ready(workspace, dataset, preset)
-    table = workspace.table(aligned(preset), shards, _FACES)
-    kept, everybody, told = _chosen(table, unseen.suspicion(workspace, preset), dataset)
-    crops = Crops(_kept([workspace.file(aligned(preset), shard) for shard in shards], kept), workspace.home / "reports")
+    files = [workspace.file(aligned(preset), shard) for shard in ready(workspace, dataset, preset)]
+    crops = Crops(_kept(files, kept), workspace.home / "reports")
     table = table.filter(pa.array(kept))
     landmarks = np.array(table["landmarks"].to_pylist(), np.float32).reshape(-1, 68, 2)
+    return Faces(table["face_id"].to_pylist(), table["person"].to_pylist(), crops, landmarks, _labels(workspace, dataset, table))
+
+
+def _labels(workspace: Workspace, dataset: str, table: pa.Table) -> list[dict[str, str]]:
+    """What is said of each face."""
     said, rows = workspace.labels(dataset), table.select(["path", "face", "emotion"]).to_pylist()
-    labels = [({"emotion": row["emotion"]} if row["emotion"] else {}) | said.get((row["path"], row["face"]), {}) for row in rows]
-    return HeldOut(dataset, Faces(table["face_id"].to_pylist(), table["person"].to_pylist(), crops, landmarks, labels), everybody, told)
+    return [({"emotion": row["emotion"]} if row["emotion"] else {}) | said.get((row["path"], row["face"]), {}) for row in rows]
 
 
 def _chosen(table: pa.Table, suspicion: unseen.Suspicion, dataset: str) -> tuple[np.ndarray, bool, str]:

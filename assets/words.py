@@ -88,14 +88,15 @@ def measure(
     ours = Ours(Studio(model), held.faces, content_hash(model))
     asked = families.ask(ours, vocabulary, items, preset.evaluation.seed, workspace.outputs(dataset))
     at_hand = _photographs(workspace, preset, {facts["reference"] for each in asked for facts in each.chosen})
-    rows = []
+    photographs, rows = heldout.labelled(workspace, dataset, preset), []
     for each in asked:
         rows += classifier.outputs(each, batch, lambda done, of, word=each.word: tell(f"{word}: {done} of {of} outputs"))  # type: ignore[misc]
-        rows += [*classifier.photographs(each, held.faces, batch), *classifier.references(each, at_hand.get)]
+        rows += [*classifier.photographs(each, photographs, batch), *classifier.references(each, at_hand.get)]
     facts = {
         "data set": dataset,
         "people": held.told,
         "classifier": f"{_CLASSIFIER} (neither conditions nor trains the model; weights {classifier.judge.version[:12]})",
+        "labelled photographs": f"{len(photographs.ids)}, no more than {heldout.MOST} of a label; the classifier learned from none",
         "labelled faces that words are looked up in": ", ".join(f"{label} {n}" for label, n in vocabulary.labels.items()),
         "model": content_hash(model),
         "outputs a word": items,
@@ -109,7 +110,7 @@ def report_folder(workspace: Workspace, catalogue: Catalogue, model: Path, datas
     labels, faces_of = vocabulary_of(model, catalogue)
     known = [(label, faces_of(label)[0]) for label in sorted(labels)]
     made_from = (content_hash(model), heldout.state(workspace, dataset, preset), known, weights.ZOO[_CLASSIFIER].sha256)
-    mark = tables.fingerprint(made_from, items, preset.evaluation.seed, preset.crop, EVALUATION_VERSION)
+    mark = tables.fingerprint(made_from, items, preset.evaluation.seed, preset.crop, heldout.MOST, EVALUATION_VERSION)
     return workspace.home / "reports" / f"words-{mark[:10]}" / dataset
 
 

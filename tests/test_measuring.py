@@ -97,6 +97,21 @@ def test_the_faces_are_those_of_people_held_out(workspace: Workspace, six_people
     assert not list((workspace.home / "reports").glob("*"))  # no copy of a photograph has a name
 
 
+def test_labelled_faces_are_of_training_people_too_and_few_of_a_label(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = Shard("set", 1)
+    rows = tables.read(workspace.file(aligned(PRESET), shard)).to_pylist()
+    for row in rows:
+        row["emotion"] = "anger"
+    tables.write(workspace.file(aligned(PRESET), shard), tables.from_rows(rows, tables.FACES), "another mark")
+    found = heldout.labelled(workspace, "set", PRESET)
+    assert (
+        list(found.ids) == [f"set/{i}/0" for i in (2, 3, 4, 5)] and [found.label(i, "emotion") for i in range(4)] == ["joy"] + ["anger"] * 3
+    )
+    assert len(found.crops) == len(found.landmarks) == 4 and found.person(3) == "joe"
+    monkeypatch.setattr(heldout, "MOST", 2)
+    assert list(heldout.labelled(workspace, "set", PRESET).ids) == [f"set/{i}/0" for i in (2, 3, 5)]
+
+
 def test_with_few_held_out_all_are_drawn_on_and_that_is_told(workspace: Workspace) -> None:
     shard = Shard("set", 0)
     rows = tables.read(workspace.file(aligned(PRESET), shard)).to_pylist()

@@ -25,11 +25,7 @@ from diffsfsr.evaluation.protocols import FindFaces
 from diffsfsr.portrait.words import Found, Vocabulary, reference
 
 ASKED = ("joy", "surprise", "anger", "sadness", NEUTRAL)  # a word a family; fear is a word that data sets have too few faces of
-KINDS = (
-    "output",
-    "photograph",
-    "reference",
-)  # what the model made; labelled photographs held out; those whose embeddings stood for the word
+KINDS = ("output", "photograph", "reference")  # what the model made; labelled photographs; those whose embeddings stood for the word
 # One row per picture that was classified; null where a value has no meaning.
 ROWS = pa.schema(
     [
@@ -157,7 +153,7 @@ class Classifier:
         return rows
 
     def photographs(self, asked: Asked, faces: Faces, batch: int) -> Iterator[Row]:
-        """Every held-out photograph with a label that serves the word."""
+        """Every photograph among `faces` with a label that serves the word."""
         labels = asked.chosen[0]["labels"]
         places = [i for i in range(len(faces.ids)) if faces.label(i, "emotion") in labels]
         for start in range(0, len(places), batch):

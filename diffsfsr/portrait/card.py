@@ -18,7 +18,7 @@ NAMED = {
     "output": "portraits, %",
     "reference": "their references, %",
     "ratio_reference": "portraits over references",
-    "photograph": "photographs held out, %",
+    "photograph": "labelled photographs, %",
     "ratio": "portraits over photographs",
 }
 _REMARKS = {  # data set -> its licence and the consent of those it shows
@@ -172,8 +172,8 @@ def _words(dataset: str, found: Mapping[str, Any]) -> str:
     return (
         f"### {dataset}, by word\n\n{_table([head, ['---'] * len(head), *rows])}\n\n"
         f"How often {found['classifier']} takes a portrait for the family of the word that was asked for, beside photographs with a label "
-        "of that word (those whose expression stood for it, where they are at hand, and those held out): the classifier errs, and labels "
-        "are noisy."
+        "of that word (those whose expression stood for it, where they are at hand, and all of the data set): it learned from none, it "
+        "errs, and labels are noisy."
     )
 
 

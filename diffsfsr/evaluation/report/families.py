@@ -21,7 +21,7 @@ TASK, TOGETHER = "words", "together"
 _PEOPLE = 6  # of the picture
 _TITLES = {
     "output": "Outputs named so, %",
-    "photograph": "Photographs held out, %",
+    "photograph": "Labelled photographs, %",
     "reference": "Reference photographs, %",
     "ratio": "Outputs over photographs",
     "ratio_reference": "Outputs over references",
