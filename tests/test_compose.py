@@ -121,6 +121,18 @@ def test_a_selfie_of_somebody_else_is_left_out_and_named(
     assert "kept, since nobody can say" in capfd.readouterr().err
 
 
+def test_glasses_of_the_scene_are_told(model: Path, astronaut: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone, scene = Studio(model), read(astronaut)
+    face = alone.face(scene, "the scene", "largest")
+    alone.sit([face], scene, None, task="identity", face="largest")
+    assert "glasses" not in capsys.readouterr().err
+    worn = scene.copy()  # a frame's bridge, from eye to eye
+    (left, right), y = face.landmarks[[36, 45], 0].astype(int), int(face.landmarks[27, 1])
+    worn[y + 1 : y + 3, left:right] = 20
+    alone.sit([face], worn, None, task="identity", face="largest")
+    assert "the scene's face seems to wear glasses" in capsys.readouterr().err
+
+
 def test_sittings_of_one_kind_are_painted_together_and_in_order(
     model: Path, astronaut: Path, tom_hanks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ from synthetic import faces as aligned_faces
 
 from diffsfsr.evaluation.items import Faces
 from diffsfsr.evaluation.report import slices
+from diffsfsr.face.glasses import levelled
 from diffsfsr.face.pose import head_pose
 
 
@@ -18,16 +19,14 @@ def face(astronaut):
 
 def test_a_frame_painted_on_is_glasses(face):
     crop, points = face
-    assert slices.wears_glasses(crop, points) == "no glasses seen"
+    assert slices.glasses(crop, points) == "no glasses seen"
     worn = crop.copy()
     y, (left, right) = int(points[27, 1]) + 1, points[[36, 45], 0].astype(int)
     worn[y : y + 2, left:right] = 20
-    assert slices.wears_glasses(worn, points) == "glasses"
+    assert slices.glasses(worn, points) == "glasses"
     bigger = worn.repeat(4, axis=0).repeat(4, axis=1), points * 4 + 1.5
-    assert slices.wears_glasses(*bigger) == "glasses"
-    assert (
-        np.abs(slices._levelled(*bigger) - slices._levelled(worn, points)).mean() < 6
-    )  # of 255: the same region, whatever the crop's size
+    assert slices.glasses(*bigger) == "glasses"
+    assert np.abs(levelled(*bigger) - levelled(worn, points)).mean() < 6  # of 255: the same region, whatever the crop's size
 
 
 def test_light_is_told_by_the_cheeks_and_the_whole(face):

@@ -22,6 +22,7 @@ from diffsfsr.encoders.compound import Average, CompoundIdentity, average, same_
 from diffsfsr.encoders.dln import Dln
 from diffsfsr.errors import InputError, NotReady
 from diffsfsr.face.alignment import AlignedFace, align, paste_back
+from diffsfsr.face.glasses import wears_glasses
 from diffsfsr.face.images import Rejected, to_tensor
 from diffsfsr.face.parsing import parser
 from diffsfsr.face.warping import FEATHER
@@ -163,6 +164,8 @@ class Studio:
         with clock.time("align"):
             target = self.face(scene, "the scene", face)
             mask = self.parser.masks(target.crop[None], target.crop_landmarks[None])[0]
+            if self.parser.name != "segformer" and wears_glasses(target.crop, target.crop_landmarks):
+                print(_GLASSES, file=sys.stderr, flush=True)
         with clock.time("embed"):
             people = self.average_identity([target] if task == "expression" else list(selfies))
             identity = {name: found.embedding for name, found in people.items()}
@@ -237,6 +240,9 @@ class Studio:
         away = None if negative is None else self.dln.posed(negative, posed)
         made = self.pipeline(scenes, mask, dict(identity), told, away, steps=steps or None, seeds=list(seeds), output_type="np")
         return made.images
+
+
+_GLASSES = "the scene's face seems to wear glasses: what of them lies outside the facial region stays; another scene may serve better"
 
 
 def _told(encoder: str, found: Average) -> str:

@@ -13,14 +13,13 @@ import numpy as np
 
 from diffsfsr.evaluation import metrics
 from diffsfsr.evaluation.items import Faces, Picture
+from diffsfsr.face.glasses import wears_glasses
 
 Rule = Callable[[Picture, np.ndarray], str]  # a crop (S, S, 3) uint8 and its landmarks (68, 2) -> what it shows
 
 FEW = 10  # items: an interval over fewer says little
 _LEFT, _RIGHT = slice(36, 42), slice(42, 48)  # eyes, as the picture shows them
 _MOST_VALUES = 12  # of a label that is worth slicing by
-_LEVEL = 40.0  # pixels between the eyes of a face laid level
-_THIN_LINE = 0.55  # a frame's bridge, against the contrast of the eyes' region
 _ONE_SIDED = 17.0  # CIE L* between the cheeks
 _DIM = 62.0  # CIE L* that only a twentieth of the picture passes
 _DARK, _LIGHT = -10.0, 45.0  # degrees of individual typology angle, for photographs rather than a spectrometer's light
@@ -95,12 +94,8 @@ def turned(crop: Picture, landmarks: np.ndarray) -> str:
     return _TURNED[0] if yaw < 10 else _TURNED[1] if yaw < 25 else _TURNED[2]
 
 
-def wears_glasses(crop: Picture, landmarks: np.ndarray) -> str:
-    """Whether a thin level line crosses between the eyes, as the bridge of a frame does."""
-    eyes = _levelled(crop, landmarks)
-    profile = eyes[18:44, 36:45].mean(axis=1)  # from below the brows to the middle of the nose, as wide as a bridge
-    line = np.abs((profile[:-6] + profile[6:]) / 2 - profile[3:-3]).max()
-    return _GLASSES[0] if line > _THIN_LINE * (eyes.std() + 8.0) else _GLASSES[1]
+def glasses(crop: Picture, landmarks: np.ndarray) -> str:
+    return _GLASSES[0] if wears_glasses(crop, landmarks) else _GLASSES[1]
 
 
 def lit(crop: Picture, landmarks: np.ndarray) -> str:
@@ -126,7 +121,7 @@ RULES: dict[str, tuple[str, str, Rule, Sequence[str]]] = {
     "pose": ("scene", "yaw of the landmarks' head pose", turned, _TURNED),
     "glasses": (
         *("scene", "a thin level line between the eyes; of 30 faces so called 24 wear glasses, of 30 others 3 do as well"),
-        *(wears_glasses, _GLASSES),
+        *(glasses, _GLASSES),
     ),
     "light": (
         *("scene", "lightness of the two cheeks and of the whole picture; of 30 called lit from one side 20 are, of 30 called dim 25"),
@@ -150,19 +145,6 @@ def _skin_tones(faces: Faces, places: Sequence[int]) -> dict[str, str]:
 
 def _tone(angle: float) -> str:
     return "dark" if angle < _DARK else "light" if angle > _LIGHT else "medium"
-
-
-def _levelled(crop: Picture, landmarks: np.ndarray) -> np.ndarray:
-    """The eyes' region (60, 80) float32 grey, the eyes level, _LEVEL pixels apart about its centre."""
-    import cv2
-
-    left, right = landmarks[_LEFT].mean(axis=0), landmarks[_RIGHT].mean(axis=0)
-    (dx, dy), centre = right - left, (left + right) / 2
-    matrix = cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), float(np.degrees(np.arctan2(dy, dx))), _LEVEL / np.hypot(dx, dy))
-    matrix[:, 2] += np.array([40.0, 30.0]) - centre
-    grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    blur = 0.8 * max(1.0, np.hypot(dx, dy) / _LEVEL)  # pixels of the crop: no texture survives that the small picture cannot hold
-    return cv2.warpAffine(cv2.GaussianBlur(grey, (0, 0), blur), matrix, (80, 60), borderMode=cv2.BORDER_REPLICATE)
 
 
 def _cheeks(crop: Picture, landmarks: np.ndarray) -> list[np.ndarray]:
