@@ -185,7 +185,7 @@ def _better(gaps: Mapping[str, Gaps | str], new: Results, gates: Gates) -> Verdi
     }
     found = [f"{name} {shown(gap)}" for name, gap in asked.items() if gap["better"]]
     wanted = f"{' or '.join(gates.better)} on task {' or '.join(gates.better_on)}"
-    reason = "better" if found else f"NOT BETTER: {wanted} must be"
+    reason = "better" if found else f"NOT BETTER: {wanted} must be better"
     return Verdict("all data sets", f"{wanted}: better", "; ".join(found) or "nothing is better", bool(found), reason)
 
 

@@ -106,7 +106,7 @@ def _live(story: Story, operator: Operator, pictures: Path, folder: Path | None)
             _judge(story, operator, "shipped")
     with _stage(story, "train", "a minute or two from the shipped model" if story.model else "autoencoder, expression encoder and model"):
         story.facts["training steps"] = _train(operator, story)["steps"]
-    with _stage(story, "evaluate", "three tasks on held-out people, then the gates"):
+    with _stage(story, "evaluate", "four tasks on the people held out, then the gates"):
         _judge(story, operator, "trained")
     with _stage(story, "generate", "three queued requests, by the champion"):
         ids = operator.queue.add_all(order.payload() for order in _orders(operator, pictures, folder))

@@ -144,7 +144,7 @@ def _settings(gaps: list[Row]) -> list[Row]:
     """One row per variable of this project: what it is set to, and what holds. Passwords are left out."""
     from diffsfsr.errors import did_you_mean
 
-    here = Environment.current()
+    here = Environment.current(usable=False)
     resolved = dict(zip(_SETTINGS, (str(here.home), here.catalogue, here.queue, here.mlflow, here.artifacts), strict=False))
     rows = []
     for name, default in _SETTINGS.items():
@@ -219,7 +219,7 @@ def _optional(missing: list[Row]) -> list[str]:
 
 def _state(gaps: list[Row]) -> Row:
     """The state folder, the data sets and networks known in it, and the champion."""
-    here = Environment.current()
+    here = Environment.current(usable=False)
     place = next(p for p in (here.home, *here.home.parents) if p.exists())
     writable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
     free = shutil.disk_usage(place).free / 1e9

@@ -27,13 +27,14 @@ class Environment:
     artifacts: str
 
     @classmethod
-    def current(cls) -> Environment:
+    def current(cls, usable: bool = True) -> Environment:
+        """Raises InputError where no state folder can have that name; with `usable`, also where a file has it."""
         named = Path(os.environ.get("DIFFSFSR_HOME") or ".diffsfsr")
         try:
             home = named.resolve()
         except RuntimeError as error:
             raise InputError(f"the state folder {named} is a link that leads nowhere: set DIFFSFSR_HOME") from error
-        if os.path.lexists(home) and not home.is_dir():
+        if usable and os.path.lexists(home) and not home.is_dir():
             raise InputError(f"the state folder {home} is a file: set DIFFSFSR_HOME to a folder")
         if set("?#%") & set(str(home)):
             raise InputError(

@@ -117,7 +117,8 @@ def _choose(found: Sequence[Found], shape: tuple[int, ...], choice: str) -> int:
     largest = max(widths, key=lambda i: widths[i])
     others = [i for i in widths if i != largest and 2 * widths[i] >= widths[largest] and found[i].visible(shape) >= _WHOLE]
     if choice == "only" and others:
-        raise Rejected("several faces", f"{1 + len(others)} faces; choose one with face=largest or face=INDEX from the left")
+        told = f"{1 + len(others)} faces of like size among {len(found)}"
+        raise Rejected("several faces", f"{told}; choose one with --face largest, or --face 0 to {len(found) - 1} from the left")
     return largest
 
 
