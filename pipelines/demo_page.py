@@ -57,7 +57,8 @@ def measured(reports: Iterable[Path]) -> Measured:
 _SHIPPED = (
     "Made by the model that comes with this package, offline and at once. It is small: it draws faces of 128 pixels, knows a person by "
     "one photograph, and was trained by this project on public photographs of other people. Expect a likeness and an expression, not a "
-    "double; the README.md beside it says what it learned from, how good it is and what it cannot do. All portraits here are synthetic."
+    "double; its card, diffsfsr/starter/README.md, says what it learned from, how good it is and what it cannot do. All portraits here "
+    "are synthetic."
 )
 _FROM_NOTHING = (
     "The model behind these portraits was trained from nothing on a handful of photographs, in this run. They show that every stage works, "
@@ -83,6 +84,7 @@ def _sections(story: Story) -> list[Section]:
         Section("requests", "Three requests", requested, figures=[figure for one in story.requests for figure in _request(one)]),
         Section("shipped", "How good the shipped model is", *_record(story.model)),
         Section("run", "Measured in this run", *_life(story)),
+        Section("meaning", "What the figures mean", terms=[(BY_NAME[name].title, BY_NAME[name].meaning) for name in SHOWN]),
         Section("verdicts", "At the gates", *_verdicts(story.verdicts)),
         Section("time", "How long it took", sheets=[_times(story.seconds)]),
         Section("now", "What there is now", terms=[(name, str(value)) for name, value in story.facts.items()]),
@@ -124,8 +126,10 @@ def _sheet(found: Mapping[str, Measured]) -> Sheet:
 
 def _by_word(dataset: str, found: Mapping[str, Any]) -> Sheet:
     """A row a word: how often a classifier takes its portraits for its family, beside photographs."""
-    lines = [Line("", [word, *(_entry(found, f"{word}_{kind}") for kind in NAMED)]) for word in words_of(found)]
-    return Sheet(f"{dataset}: taken for the family of the word by {found['classifier']}", ["Word", *NAMED.values()], lines, bars=True)
+    kinds = [kind for kind in NAMED if any(_entry(found, f"{word}_{kind}") != "-" for word in words_of(found))]
+    lines = [Line("", [word, *(_entry(found, f"{word}_{kind}") for kind in kinds)]) for word in words_of(found)]
+    head = ["Word", *(NAMED[kind] for kind in kinds)]
+    return Sheet(f"{dataset}: taken for the family of the word by {found['classifier']}", head, lines, bars=True)
 
 
 def _entry(columns: Mapping[str, Any], name: str) -> Cell:
