@@ -20,8 +20,8 @@ JOBS = ("prepare", "assess", "train", "evaluate", "midpoints", "promote", "gener
 BENCHES = ("encoders", "train", "sample", "catalogue")
 
 
-def path(text: str) -> str:
-    """An argument that names a file or a folder: an empty one, as of a variable that is not set, would stand for another."""
+def named(text: str) -> str:
+    """An argument that names a file, a folder or a person: an empty one, as of a variable that is not set, would stand for another."""
     if not text:
         raise argparse.ArgumentTypeError("is empty: give a name")
     return text
@@ -160,14 +160,14 @@ def parser() -> Parser:
     _command(words, "doctor", "doctor:doctor", "what is installed and found here, and what to do about each gap", json=True)
 
     faces = _command(words, "faces", "look:faces", "what faces photographs show, and why others are rejected", json=True)
-    faces.add_argument("paths", nargs="+", type=path, metavar="PATH", help="photographs or folders of them")
+    faces.add_argument("paths", nargs="+", type=named, metavar="PATH", help="photographs or folders of them")
     faces.add_argument("--face", default="only", help="which face of a picture: only, largest, or its index from the left")
 
     embed = _command(words, "embed", "look:embed", "identity or expression embeddings of photographs, as Parquet", json=True)
-    embed.add_argument("paths", nargs="+", type=path, metavar="PATH", help="photographs or folders of them")
+    embed.add_argument("paths", nargs="+", type=named, metavar="PATH", help="photographs or folders of them")
     known = "dlib, facenet, w600k_r50, auraface, glintr100, mobilefacenet_arcface, mobileface_v2, reid0095, blendshapes"
     embed.add_argument("--encoder", required=True, help=f"{known}, or dln (the expression encoder of --preset)")
-    embed.add_argument("--out", required=True, type=path, metavar="FILE.parquet")
+    embed.add_argument("--out", required=True, type=named, metavar="FILE.parquet")
     embed.add_argument("--preset", default="starter")
 
     emotions = _command(words, "emotions", "look:emotions", "the 135 emotion words as a tree, or how one word resolves", json=True)
@@ -175,7 +175,9 @@ def parser() -> Parser:
 
     portrait = _command(words, "portrait", "look:portrait", "make one portrait now", json=True)
     _order(portrait)
-    portrait.add_argument("--out", type=path, metavar="FILE", help="where to write it; default: portraits/ in the state folder, by content")
+    portrait.add_argument(
+        "--out", type=named, metavar="FILE", help="where to write it; default: portraits/ in the state folder, by content"
+    )
 
     travel = _command(words, "travel", "travel:travel", "a strip or a GIF of an expression on its way through stations", json=True)
     _who_and_where(travel)
@@ -183,7 +185,7 @@ def parser() -> Parser:
     travel.add_argument("--through", action="append", default=[], metavar="WORD_OR_FILE", help=about)
     travel.add_argument("--frames", type=int, default=9, help="pictures in all; default 9")
     travel.add_argument(
-        "--out", required=True, type=path, metavar="FILE", help="strip.png: frames side by side; travel.gif: frames in turn"
+        "--out", required=True, type=named, metavar="FILE", help="strip.png: frames side by side; travel.gif: frames in turn"
     )
 
     _request(words)
@@ -198,15 +200,15 @@ def parser() -> Parser:
     bench.add_argument("--seconds", type=float, default=3.0, help="least time to measure each row; default 3")
 
     forget = _command(words, "forget", "look:forget", "erase a person, a face, a data set or a portrait from every store", json=True)
-    forget.add_argument("--person", type=path)
-    forget.add_argument("--face", type=path, metavar="FACE_ID")
-    forget.add_argument("--dataset", type=path, metavar="NAME")
+    forget.add_argument("--person", type=named)
+    forget.add_argument("--face", type=named, metavar="FACE_ID")
+    forget.add_argument("--dataset", type=named, metavar="NAME")
     forget.add_argument(
-        "--portrait", type=path, metavar="FILE", help="a finished portrait, its sidecar, and what is kept of the faces in it"
+        "--portrait", type=named, metavar="FILE", help="a finished portrait, its sidecar, and what is kept of the faces in it"
     )
 
     verify = _command(words, "verify", "look:verify", "check a portrait against its sidecar", json=True)
-    verify.add_argument("portrait", type=path, metavar="FILE")
+    verify.add_argument("portrait", type=named, metavar="FILE")
 
     up = _command(words, "up", "up:up", "Dagster and MLflow in the browser, on this machine only, until Ctrl-C")
     up.add_argument("--port", type=int, default=3000, help="Dagster's; MLflow takes the next one; default 3000")
@@ -306,8 +308,8 @@ def _export(words: Any) -> None:
     export.add_argument("--preset", default="starter")
     about = "trained (the preset's newest), shipped, champion, challenger or a version's number"
     export.add_argument("--model", default="trained", help=about)
-    export.add_argument("--out", type=path, metavar="DIR", help="default: the package's own data folder")
-    export.add_argument("--notes", type=path, metavar="FILE", help="what was seen by eye, as Markdown for the model card's known failures")
+    export.add_argument("--out", type=named, metavar="DIR", help="default: the package's own data folder")
+    export.add_argument("--notes", type=named, metavar="FILE", help="what was seen by eye, as Markdown for the model card's known failures")
 
 
 def _settings(command: argparse.ArgumentParser) -> None:

@@ -253,26 +253,10 @@ def _shipped(gaps: list[Row]) -> str | None:
         words, table = shipped.evaluation(found)["words"], beside(found)
         if not table or table.labels != words:
             raise InputError(f"{found / WORD_TABLE} is not the one that evaluation.json beside it counts")
-        for name in ("unet", "vae", "tokens", "dln"):
-            files = list((found / name).glob("*.safetensors"))
-            if not files:
-                raise InputError(f"{found / name} has no weights")
-            for file in files:
-                _whole(file)
+        shipped.check_whole(found)
     except InputError as error:
         _gap(gaps, f"the model that comes with the package is damaged: {error}", "install the package again, or `diffsfsr export` it")
     return str(found)
-
-
-def _whole(file: Path) -> None:
-    """Raises InputError where a file of weights is not: its head says how long it is."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is not whole ({error})") from error
 
 
 def _champion(mlflow: str, gaps: list[Row], shipped: str | None) -> str:

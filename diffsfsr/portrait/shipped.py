@@ -30,7 +30,8 @@ PLACE = Path(__file__).parents[1] / NAME
 LARGEST = 60_000_000  # bytes in all: more does not go into a package
 _CARD, _EVALUATION, _PRESET = "README.md", "evaluation.json", "preset.json"
 SAID = (_CARD, _EVALUATION)  # what is only said of a model
-_PARTS = frozenset({*SAID, _PRESET, "words.parquet", "model_index.json", "unet", "vae", "tokens", "scheduler", "dln"})
+_NETWORKS = ("unet", "vae", "tokens", "dln")
+_PARTS = frozenset({*SAID, *_NETWORKS, _PRESET, "words.parquet", "model_index.json", "scheduler"})
 
 
 def folder() -> Path | None:
@@ -90,6 +91,22 @@ def rounded_dln(model: Path) -> Dln:
     from diffsfsr.encoders.frozen import freeze
 
     return freeze(Dln.load(model / "dln").halved())
+
+
+def check_whole(model: Path) -> None:
+    """Raises InputError where a network of a saved model lacks its weights, or their file is cut short: its head says how long it is."""
+    from safetensors import SafetensorError, safe_open
+
+    for name in _NETWORKS:
+        files = list((model / name).glob("*.safetensors"))
+        if not files:
+            raise InputError(f"{model / name} has no weights")
+        for file in files:
+            try:
+                with safe_open(file, framework="numpy"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"{file} is not whole ({error})") from error
 
 
 def is_exported(model: Path) -> bool:
