@@ -76,6 +76,7 @@ _FIGURES = (
 
 
 def _sections(story: Story) -> list[Section]:
+    meaning = [(BY_NAME[name].title, BY_NAME[name].meaning) for name in SHOWN] if story.model or story.measured else []
     about = [] if story.done else ["The rest is still being made: this page is written again when it is done."]
     shipped = [_SHIPPED] if story.model else [_FROM_NOTHING]
     requested = ["Queued, and made by the model in service: the champion, where one passed its gates."] if story.requests else []
@@ -84,7 +85,7 @@ def _sections(story: Story) -> list[Section]:
         Section("requests", "Three requests", requested, figures=[figure for one in story.requests for figure in _request(one)]),
         Section("shipped", "How good the shipped model is", *_record(story.model)),
         Section("run", "Measured in this run", *_life(story)),
-        Section("meaning", "What the figures mean", terms=[(BY_NAME[name].title, BY_NAME[name].meaning) for name in SHOWN]),
+        Section("meaning", "What the figures mean", terms=meaning),
         Section("verdicts", "At the gates", *_verdicts(story.verdicts)),
         Section("time", "How long it took", sheets=[_times(story.seconds)]),
         Section("now", "What there is now", terms=[(name, str(value)) for name, value in story.facts.items()]),

@@ -105,6 +105,7 @@ def test_a_phone_shows_all_of_it_without_sideways_scroll(whole: str, tmp_path: P
 def test_without_a_model_the_page_says_so(tmp_path: Path) -> None:
     demo_page.write(tmp_path / "index.html", Story(None, measured={"trained, six": {"all": {"items": 6}}}, done=True))
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "What the figures mean" in text and "How many times more the outputs are like the person" in text
     assert "trained from nothing on a handful" in text and "shipped model" not in text and "comes with this package, offline" not in text
 
 
