@@ -64,7 +64,7 @@ def current_shards(workspace: Workspace, preset: Preset) -> Inputs:
     version = tables.fingerprint([tables.mark_of(file) for file in files])
     autoencoder, dln = (str(workspace.need_network(kind, preset)[0]) for kind in ("autoencoder", "dln"))
     decoder = _decoder(workspace, preset, autoencoder) if preset.objective.loss_decoder == SMALL else ""
-    crops = tuple(str(workspace.file(aligned(preset), shard)) for shard in shards) if preset.trains == "finish" else ()
+    crops = tuple(str(workspace.file(aligned(preset), shard)) for shard in shards)
     return Inputs(tuple(map(str, files)), version, autoencoder, dln, str(start.folder) if start else "", decoder=decoder, crops=crops)
 
 

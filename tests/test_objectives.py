@@ -469,6 +469,37 @@ def test_a_finished_model_is_a_pipeline_with_its_dln(build: Callable[..., Diffus
     torch.testing.assert_close(add_noise(z_t, eps, t, again.schedule), add_noise(z_t, eps, t, objective.network.schedule))
 
 
+def test_a_model_is_saved_with_what_glasses_do_to_whom_it_is_told_of(
+    build: Callable[..., DiffusionObjective], tmp_path: Path, astronaut: Path, tom_hanks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of nine faces of three people, six of which have a frame's bridge painted in; the one without an embedding does not count."""
+    from diffsfsr.encoders import glasses
+    from diffsfsr.face.glasses import wears_glasses
+
+    objective = build()
+    objective.save(tmp_path / "without")
+    assert glasses.load(tmp_path / "without") == {}  # no crops, and too few faces
+    bare = synthetic.faces(astronaut, 128)[0]
+    worn = replace(bare, crop=bare.crop.copy())
+    (left, right), y = bare.crop_landmarks[[36, 45], 0].astype(int), int(bare.crop_landmarks[27, 1])
+    worn.crop[y : y + 2, left:right] = 20
+    assert [wears_glasses(face.crop, face.crop_landmarks) for face in (bare, worn)] == [False, True]
+    file = synthetic.face_shard(tmp_path / "faces.parquet", [worn, bare, worn] * 3, [""] * ROWS, ["p0", "p1", "p2"] * 3)
+    objective.inputs = replace(objective.inputs, crops=(str(file),))
+    monkeypatch.setattr(glasses, "_FEWEST", 5)
+    asked: list[tuple[Any, ...]] = []
+    known = {"normal": torch.ones(128), "offset": torch.zeros(()), "shift": torch.ones(128)}
+    monkeypatch.setattr(glasses, "told", lambda *given: asked.append(given) or glasses.Glasses(**known))
+    objective.save(tmp_path / "model")
+    ((vectors, wears, people),) = asked
+    rows = [i for i in range(ROWS) if i != ABSENT]
+    assert wears.tolist() == [i % 3 != 1 for i in rows] and people == [f"p{i % 3}" for i in rows]
+    np.testing.assert_array_equal(vectors, objective.data.identity["dlib"].numpy()[rows])
+    on = DiffusionObjective(preset(), replace(objective.inputs, start_from=str(tmp_path / "model"), crops=()))
+    on.save(tmp_path / "on")  # a few people of one's own cannot tell it anew
+    assert torch.equal(glasses.load(tmp_path / "on")["dlib"].shift, known["shift"]) and len(asked) == 1
+
+
 def test_missing_networks_say_what_to_do(inputs: Inputs) -> None:
     with pytest.raises(NotReady, match=r"the autoencoder of preset tiny is missing at \(nowhere\); run `diffsfsr run train` again"):
         DiffusionObjective(preset(), Inputs(inputs.shards, "x"))

@@ -104,6 +104,24 @@ def test_the_networks_are_the_trained_ones_in_half_their_bits(exported: Path, mo
             assert theirs[name].dtype == torch.float32 and torch.equal(theirs[name], value.half().float()), name
 
 
+def test_what_glasses_do_goes_with_it(workspace: Workspace, model: Path, exported: Path, tmp_path: Path) -> None:  # noqa: F811
+    from diffsfsr.encoders import glasses
+
+    assert glasses.load(exported) == {}  # two faces cannot tell it
+    known = glasses.Glasses(torch.randn(128), torch.tensor(0.3), torch.randn(128))
+    glasses.save({"dlib": known}, model)
+    try:
+        shipped.write(tmp_path / "out", model, tables.read(exported / "words.parquet"), {"words": {}}, "card")
+    finally:
+        (model / glasses.GLASSES).unlink()
+    assert torch.equal(glasses.load(tmp_path / "out")["dlib"].shift, known.shift)
+    shipped.check_whole(tmp_path / "out")
+    (tmp_path / "out" / glasses.GLASSES).write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"glasses.safetensors is not whole"):
+        shipped.check_whole(tmp_path / "out")
+    shipped.check_place(exported)
+
+
 def test_a_saved_copy_has_the_same_bits(exported: Path, tmp_path: Path) -> None:
     pipeline, dln = Studio(exported).pipeline, Dln.load(exported / "dln")
     pipeline.save_pretrained(tmp_path)

@@ -123,7 +123,8 @@ def _about(facts: Facts) -> str:
         f"expression embeddings with their labels ({words}), by which the 135 emotion words are looked up: no pictures, no names, faces of "
         f"the training split alone. A label's examples are the faces that look most like it to the encoder; labels of which the data has "
         f"too few faces are left out where another of its family can stand for it. The encoder's frozen twin is the published network it "
-        f"began as, and is read from that file.\n\n"
+        f"began as, and is read from that file. `glasses.safetensors`, where there is one, holds what glasses do to an "
+        f"identity's embedding: a portrait wears some where its scene's face does, whoever wore them on the selfie.\n\n"
         f"    diffsfsr portrait --selfie me.jpg --scene holiday.jpg --emotion amusement --out portrait.png"
     )
 

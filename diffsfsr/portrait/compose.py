@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffsfsr.config import Preset
+from diffsfsr.encoders import glasses
 from diffsfsr.encoders.compound import Average, CompoundIdentity, average, same_person
 from diffsfsr.encoders.dln import Dln
 from diffsfsr.errors import InputError, NotReady
@@ -87,6 +88,7 @@ class Studio:
         try:
             self.pipeline = DiffSFSRPipeline.from_pretrained(folder, dtype=inference_dtype(self.device)).to(self.device)
             self.dln = Dln.load(folder / "dln").to(self.device)
+            self.glasses = glasses.load(folder)
         except (OSError, ValueError, SafetensorError) as error:
             why = str(error).splitlines()[0]
             raise InputError(f"{folder} is no whole model ({why}): put it there again, or name another") from error
@@ -232,17 +234,20 @@ class Studio:
     ) -> np.ndarray:
         """(B, S, S, 3) uint8 faces for scenes (B, 3, S, S), masks (B, S, S) of 0 and 1, the landmarks of the scenes' faces (B, 68, 2) in
         crop pixels and embeddings of B rows; not pasted back. The model is told the expression in the pose of the scene's head, and
-        so is guidance what it leads away from, `negative` (B, 16)."""
+        so is guidance what it leads away from, `negative` (B, 16); and the identity with glasses where the scene's face wears some."""
         self.pipeline.set_sampler(sampler or self.preset.sampling.sampler)
         mask = torch.from_numpy(masks)[:, None].float()
         posed = torch.from_numpy(np.float32(landmarks))
         told = self.dln.posed(expression, posed)
         away = None if negative is None else self.dln.posed(negative, posed)
-        made = self.pipeline(scenes, mask, dict(identity), told, away, steps=steps or None, seeds=list(seeds), output_type="np")
+        with torch.inference_mode():
+            own = self.identity(scenes, posed.to(self.device)) if self.glasses else {}
+        who = glasses.as_worn(identity, own, self.glasses)
+        made = self.pipeline(scenes, mask, who, told, away, steps=steps or None, seeds=list(seeds), output_type="np")
         return made.images
 
 
-_GLASSES = "the scene's face seems to wear glasses: what of them lies outside the facial region stays; another scene may serve better"
+_GLASSES = "the scene's face seems to wear glasses: what of them lies outside the facial region stays; a scene without may serve better"
 
 
 def _told(encoder: str, found: Average) -> str:

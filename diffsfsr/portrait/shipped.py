@@ -3,6 +3,7 @@
 model_index.json unet/ vae/ tokens/ scheduler/    the saved pipeline, its weights in float16
 dln/                                              the expression encoder, in float16 and without its frozen twin
 preset.json                                       what it was trained by
+glasses.safetensors                               what glasses do to an identity (diffsfsr.encoders.glasses); where the faces told it
 words.parquet                                     labelled expressions, as that encoder sees them (diffsfsr.portrait.words)
 evaluation.json README.md                         what was measured of it and what trained it, its words counted; and its model card
 
@@ -31,7 +32,7 @@ LARGEST = 60_000_000  # bytes in all: more does not go into a package
 _CARD, _EVALUATION, _PRESET = "README.md", "evaluation.json", "preset.json"
 SAID = (_CARD, _EVALUATION)  # what is only said of a model
 _NETWORKS = ("unet", "vae", "tokens", "dln")
-_PARTS = frozenset({*SAID, *_NETWORKS, _PRESET, "words.parquet", "model_index.json", "scheduler"})
+_PARTS = frozenset({*SAID, *_NETWORKS, _PRESET, "words.parquet", "glasses.safetensors", "model_index.json", "scheduler"})
 
 
 def folder() -> Path | None:
@@ -98,15 +99,14 @@ def check_whole(model: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     for name in _NETWORKS:
-        files = list((model / name).glob("*.safetensors"))
-        if not files:
+        if not any((model / name).glob("*.safetensors")):
             raise InputError(f"{model / name} has no weights")
-        for file in files:
-            try:
-                with safe_open(file, framework="numpy"):
-                    pass
-            except (OSError, SafetensorError) as error:
-                raise InputError(f"{file} is not whole ({error})") from error
+    for file in sorted(model.glob("**/*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{file} is not whole ({error})") from error
 
 
 def is_exported(model: Path) -> bool:
@@ -146,6 +146,7 @@ def write(out: Path, model: Path, words: pa.Table, record: dict[str, Any], card:
 
 def _networks(part: Path, model: Path) -> str:
     """The networks in float16, without a word of where they were; returns the version of the expression encoder."""
+    from diffsfsr.encoders import glasses
     from diffsfsr.encoders.dln import Dln
     from diffsfsr.model.autoencoder import LatentAutoencoder
     from diffsfsr.model.pipeline import DiffSFSRPipeline
@@ -156,6 +157,7 @@ def _networks(part: Path, model: Path) -> str:
     pipeline = DiffSFSRPipeline.from_model(DiffSFSR.from_folder(model).half(), autoencoder.half(), preset_of(model))
     pipeline.save_pretrained(part)
     Dln.load(model / "dln").save(part / "dln", half=True)
+    glasses.save(glasses.load(model), part)
     return Dln.load(part / "dln").version  # refuses one whose frozen twin is not the published network
 
 

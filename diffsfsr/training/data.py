@@ -78,6 +78,20 @@ def read_shards(shards: list[str], split: str | None, columns: list[str] | None 
     return table
 
 
+def faces_with_glasses(crops: list[str]) -> dict[str, bool]:
+    """face_id -> whether that face of the training split seems to wear glasses. `crops` are files of schema FACES, read one at a time."""
+    from diffsfsr.face.glasses import wears_glasses
+    from diffsfsr.face.images import decode
+
+    found = {}
+    for file in crops:
+        faces = tables.read(Path(file), ["face_id", "split", "crop", "landmarks"])
+        faces = faces.filter(pa.compute.equal(faces["split"], "train"))
+        for face_id, crop, points in zip(faces["face_id"], faces["crop"], column(faces, "landmarks", (68, 2)), strict=True):
+            found[face_id.as_py()] = wears_glasses(decode(crop.as_py()), points)
+    return found
+
+
 class Crops:
     """Aligned faces in memory as uint8, for the networks that learn from pixels (autoencoder, DLN)."""
 

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffsfsr.config import Conditioning, Preset
+from diffsfsr.encoders import glasses
+from diffsfsr.encoders.glasses import Glasses
 from diffsfsr.training import losses
-from diffsfsr.training.data import Batch, Position, Triplets
+from diffsfsr.training.data import Batch, Position, Triplets, column, faces_with_glasses, read_shards
 from diffsfsr.training.run import Inputs
 
 if TYPE_CHECKING:
@@ -184,9 +187,24 @@ class DiffusionObjective:
             return frozen(*inputs)
         return checkpoint(frozen, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing in it is random
 
+    def _glasses(self) -> dict[str, Glasses]:
+        """What glasses do to the embeddings that condition, of those encoders and faces that tell it."""
+        wears, found = faces_with_glasses(list(self.inputs.crops)), {}
+        columns = {name: f"id_{name}" for name in self.preset.conditioning.identity}
+        rows = read_shards(list(self.inputs.shards), "train", ["face_id", "person", *columns.values()])
+        ids, first = np.unique(rows["face_id"].to_pylist(), return_index=True)
+        faces = rows.take(first[[face_id in wears for face_id in ids]])  # without their other views, which have the same embeddings
+        for name, embedding in columns.items():
+            seen = faces.filter(faces[embedding].is_valid())
+            vectors = column(seen, embedding, (self.identity[name].dim,))
+            worn = np.array([wears[face_id] for face_id in seen["face_id"].to_pylist()], bool)
+            if told := glasses.told(vectors, worn, seen["person"].to_pylist()):
+                found[name] = told
+        return found
+
     def save(self, folder: Path) -> None:
-        """A saved DiffSFSRPipeline with the DLN that speaks its expression language, the preset it was trained by, and the words that the
-        model it was trained on from brings."""
+        """A saved DiffSFSRPipeline with the DLN that speaks its expression language, what glasses do to an identity, the preset it was
+        trained by, and the words that the model it was trained on from brings."""
         from diffsfsr import config, tables
         from diffsfsr.model.pipeline import DiffSFSRPipeline
         from diffsfsr.model.unet import DiffSFSR
@@ -198,6 +216,7 @@ class DiffusionObjective:
         self.autoencoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as safetensors wants it
         DiffSFSRPipeline.from_model(self.network, self.autoencoder, self.preset).save_pretrained(folder)
         self.dln.save(folder / "dln")
+        glasses.save((glasses.load(Path(began)) if began else {}) or self._glasses(), folder)
         tables.write_json(folder / "preset.json", config.to_dict(self.preset))
         words = Path(self.inputs.start_from, WORD_TABLE)
         if self.inputs.start_from and words.is_file():  # they are as this DLN sees them

@@ -1,0 +1,99 @@
+"""What glasses do to an identity embedding, so that a portrait wears glasses where its scene does.
+
+A recogniser tells a face with glasses from the same face without. A model that learned from such embeddings paints glasses for whoever
+wears them on the selfie, into a scene without any, and half of them, or none between two temples, where it is the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GLASSES = "glasses.safetensors"  # what a file of them is called, in a model's folder
+_FEWEST, _PAIRS = 100, 30  # faces that wear glasses, and people seen with and without, from which this can be told
+_SHRUNK = 0.01  # of the mean variance, added to each: embeddings vary in fewer directions than they have
+
+
+@dataclass(frozen=True)
+class Glasses:
+    """Of one encoder: `normal` (D,) and `offset` () score an embedding, -1 as faces without glasses have in the mean and 1 as those with
+    them; `shift` (D,) is what putting them on adds, and raises the score by 2."""
+
+    normal: Tensor
+    offset: Tensor
+    shift: Tensor
+
+    def score(self, embeddings: Tensor) -> Tensor:
+        """(B, D) -> (B,)."""
+        return embeddings @ self.normal.to(embeddings) + self.offset.to(embeddings)
+
+
+def told(embeddings: np.ndarray, wears: np.ndarray, names: Sequence[str]) -> Glasses | None:
+    """What `wears` (n,) bool is told by in raw embeddings (n, D) of faces of people of those names. None where there are too few to tell.
+
+    The score is Fisher's linear discriminant (1936). It must not say what putting glasses on does, for who wears them is older and more
+    often a man: that is the mean difference between the faces of one person.
+    """
+    faces, people = embeddings.astype(np.float64), np.asarray(names)
+    without = faces[~wears].mean(axis=0) if (~wears).any() else None
+    apart = [
+        faces[own & wears].mean(axis=0) - faces[own & ~wears].mean(axis=0)
+        for own in (people == person for person in np.intersect1d(people[wears], people[~wears]))
+    ]
+    if without is None or wears.sum() < _FEWEST or len(apart) < _PAIRS:
+        return None
+    centre = faces[wears].mean(axis=0)
+    spread = np.cov(np.concatenate([faces[wears] - centre, faces[~wears] - without]).T)
+    spread += _SHRUNK * np.trace(spread) / len(spread) * np.eye(len(spread))
+    normal = np.linalg.solve(spread, centre - without)
+    normal *= 2 / (normal @ (centre - without))
+    shift = np.mean(apart, axis=0)
+    if normal @ shift <= 0:
+        return None
+    shift *= 2 / (normal @ shift)
+    return Glasses(*(torch.tensor(value, dtype=torch.float32) for value in (normal, -normal @ (centre + without) / 2, shift)))
+
+
+def as_worn(identity: Mapping[str, Tensor], scene: Mapping[str, Tensor], known: Mapping[str, Glasses]) -> dict[str, Tensor]:
+    """Identities, encoder -> (B, D) raw embeddings, with glasses where the scene's face (the same encoders' embeddings of it) is as sure to
+    wear them as the mean face that does, and without where it seems to wear none; the rest, and who is like the scene already, as they are.
+    """
+    names = [name for name in identity if name in known and name in scene]
+    if not names:
+        return dict(identity)
+    own, wanted = (torch.stack([known[name].score(of[name]) for name in names]).mean(0) for of in (identity, scene))
+    on, off = (wanted > 1) & (own < 0), (wanted < 0) & (own > 0)
+    changed = dict(identity)
+    for name in names:
+        score = known[name].score(identity[name])
+        turn = torch.where(on, (wanted - score).clamp(min=0), torch.where(off, (-1 - score).clamp(max=0), 0.0))
+        changed[name] = identity[name] + turn[:, None] / 2 * known[name].shift.to(identity[name])
+    return changed
+
+
+def save(known: Mapping[str, Glasses], model: Path) -> None:
+    """Into a saved model's folder, where any is known."""
+    from safetensors.torch import save_file
+
+    if known:
+        save_file({f"{name}.{part.name}": getattr(own, part.name) for name, own in known.items() for part in fields(own)}, model / GLASSES)
+
+
+def load(model: Path) -> dict[str, Glasses]:
+    """Of each encoder that a saved model tells it of; {} where there is none. Raises OSError, ValueError or SafetensorError for one that is
+    broken."""
+    from safetensors.torch import load_file
+
+    if not (model / GLASSES).is_file():
+        return {}
+    tensors = load_file(model / GLASSES)
+    names = sorted({name.rpartition(".")[0] for name in tensors})
+    try:
+        return {name: Glasses(*(tensors[f"{name}.{part.name}"] for part in fields(Glasses))) for name in names}
+    except KeyError as missing:
+        raise ValueError(f"{model / GLASSES} lacks {missing}") from missing

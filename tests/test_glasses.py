@@ -1,0 +1,131 @@
+"""What glasses do to an identity embedding: told from faces whose wearers differ from others in more than that, and put on or taken off."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffsfsr.encoders import glasses
+from diffsfsr.encoders.glasses import GLASSES, Glasses
+from diffsfsr.errors import InputError
+
+PUT_ON, OLDER = np.eye(24)[0], np.eye(24)[1]
+
+
+def crowd(people: int = 300, photographs: int = 4) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Embeddings (n, 24): who wears glasses, three of four times, is older; whoever puts them on moves along PUT_ON alone."""
+    rng = np.random.default_rng(0)
+    wearer = rng.random(people) < 0.3
+    who = rng.normal(0, 0.3, (people, 24)) + wearer[:, None] * OLDER
+    wears = (rng.random((people, photographs)) < 0.75) & wearer[:, None]
+    seen = who[:, None] + wears[..., None] * PUT_ON + rng.normal(0, 0.1, (people, photographs, 24))
+    return seen.reshape(-1, 24), wears.ravel(), [f"p{i // photographs}" for i in range(people * photographs)]
+
+
+def test_putting_them_on_is_told_from_who_wears_them() -> None:
+    seen, wears, names = crowd()
+    own = glasses.told(seen, wears, names)
+    assert own is not None
+    score = own.score(torch.from_numpy(seen).float()).numpy()
+    assert score[wears].mean() == pytest.approx(1, abs=1e-3) and score[~wears].mean() == pytest.approx(-1, abs=1e-3)
+    assert ((score > 0) == wears).mean() > 0.95
+    shift = own.shift.double().numpy()
+    assert shift @ PUT_ON / np.linalg.norm(shift) > 0.98  # the means of the two kinds of faces differ as much in age
+    apart = seen[wears].mean(0) - seen[~wears].mean(0)
+    assert apart @ PUT_ON / np.linalg.norm(apart) < 0.8
+    assert float(own.normal @ own.shift) == pytest.approx(2, abs=1e-4)
+
+
+def test_too_few_to_tell() -> None:
+    seen, wears, names = crowd()
+    assert glasses.told(seen, np.zeros_like(wears), names) is None
+    assert glasses.told(seen, np.ones_like(wears), names) is None
+    assert glasses.told(seen[:100], wears[:100], names[:100]) is None
+    assert glasses.told(seen, wears, [f"{name}{worn}" for name, worn in zip(names, wears, strict=True)]) is None  # nobody with and without
+    assert glasses.told(np.empty((0, 24)), np.empty(0, bool), []) is None
+
+
+def axis(width: int = 4) -> Glasses:
+    """Scores an embedding by its first number."""
+    first = torch.eye(width)[0]
+    return Glasses(first, torch.tensor(0.0), 2 * first + 2 * torch.eye(width)[1])
+
+
+@pytest.mark.parametrize(
+    ("own", "scene", "worn"),
+    [(-1.5, 1.2, 1.2), (-0.2, 3.0, 3.0), (0.4, 3.0, 0.4), (-1.5, 0.6, -1.5), (1.5, -0.1, -1.0), (1.5, 0.3, 1.5), (-0.5, -2.0, -0.5)],
+)
+def test_a_portrait_wears_what_its_scene_does(own: float, scene: float, worn: float) -> None:
+    """Put on where the scene is sure, taken off where it seems without, and else as on the selfie."""
+    who = torch.tensor([[own, 0.0, 7.0, 7.0]])
+    changed = glasses.as_worn({"a": who}, {"a": torch.tensor([[scene, 0, 0, 0.0]])}, {"a": axis()})["a"]
+    torch.testing.assert_close(changed, torch.tensor([[worn, worn - own, 7.0, 7.0]]))
+
+
+def test_several_encoders_agree_and_one_that_cannot_tell_stays() -> None:
+    identity = {"a": torch.tensor([[1.0, 0, 0, 0], [1.0, 0, 0, 0]]), "b": torch.tensor([[0.5, 0], [0.5, 0]]), "c": torch.ones(2, 8)}
+    scene = {"a": torch.tensor([[-2.0, 0, 0, 0], [-0.5, 0, 0, 0]]), "b": torch.tensor([[1.0, 0], [1.0, 0]]), "c": torch.zeros(2, 8)}
+    changed = glasses.as_worn(identity, scene, {"a": axis(4), "b": axis(2), "d": axis(3)})
+    assert [changed["a"][i, 0].item() for i in (0, 1)] == [-1, 1] and [changed["b"][i, 0].item() for i in (0, 1)] == [-1, 0.5]
+    assert torch.equal(changed["c"], identity["c"]) and list(changed) == ["a", "b", "c"]
+    assert glasses.as_worn(identity, scene, {})["a"] is identity["a"] and glasses.as_worn({}, scene, {"a": axis()}) == {}
+
+
+def test_a_file_of_them_comes_back_and_a_broken_one_is_told(tmp_path: Path) -> None:
+    assert glasses.load(tmp_path) == {}
+    glasses.save({}, tmp_path)
+    assert not (tmp_path / GLASSES).exists()
+    known = {"dlib": axis(128), "mobileface_v2": axis(256)}
+    glasses.save(known, tmp_path)
+    again = glasses.load(tmp_path)
+    assert list(again) == ["dlib", "mobileface_v2"]
+    for name, own in known.items():
+        assert all(torch.equal(a, b) for a, b in zip(dataclasses.astuple(own), dataclasses.astuple(again[name]), strict=True))
+    from safetensors.torch import save_file
+
+    save_file({"dlib.normal": torch.zeros(128)}, tmp_path / GLASSES)
+    with pytest.raises(ValueError, match="lacks 'dlib.offset'"):
+        glasses.load(tmp_path)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[], Path]:
+    from diffsfsr.portrait import shipped
+
+    def copy() -> Path:
+        shutil.copytree(shipped.PLACE, tmp_path / "starter")
+        return tmp_path / "starter"
+
+    return copy
+
+
+def test_a_studio_paints_who_it_is_told_of_as_the_scene_wears_them(copied: Callable[[], Path], astronaut: Path) -> None:
+    """The shipped model, whose own glasses are replaced by ones that score every scene as wearing some, and the selfie as without."""
+    from diffsfsr.face.images import read, to_tensor
+    from diffsfsr.portrait.compose import Studio
+
+    folder = copied()
+    (folder / GLASSES).unlink(missing_ok=True)
+    plain = Studio(folder)
+    face = plain.face(read(astronaut), "the selfie")
+    who = plain.embed_identity([face])["dlib"]
+    other = who.flip(1)  # nobody
+    between = (who - other)[0]
+    normal = 4 * between / between.square().sum()  # 2 for the scene's, -2 for the other
+    offset = 2 - (who @ normal)[0]
+    glasses.save({"dlib": Glasses(normal, offset, torch.randn(128, generator=torch.Generator().manual_seed(0)) * 0.02)}, folder)
+    given = to_tensor(face.crop), plain.parser.masks(face.crop[None], face.crop_landmarks[None]), face.crop_landmarks[None]
+    expression, told = plain.embed_expression(face), glasses.load(folder)["dlib"]
+    worn = other + 2 * told.shift
+    made = Studio(folder).generate(*given, {"dlib": other}, expression, [1], 2)
+    assert np.array_equal(made, plain.generate(*given, {"dlib": worn}, expression, [1], 2))
+    assert not np.array_equal(made, plain.generate(*given, {"dlib": other}, expression, [1], 2))
+    (folder / GLASSES).write_bytes(b"short")
+    with pytest.raises(InputError, match="is no whole model"):
+        Studio(folder)
