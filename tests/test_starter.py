@@ -14,6 +14,7 @@ from diffsfsr import presets
 from diffsfsr.config import Data, Sampling
 from diffsfsr.emotions import NEUTRAL, WORDS
 from diffsfsr.encoders import load_encoder
+from diffsfsr.encoders.glasses import as_worn
 from diffsfsr.errors import InputError
 from diffsfsr.evaluation.judges import embed
 from diffsfsr.face.alignment import align
@@ -109,3 +110,21 @@ def test_the_folder_is_what_its_record_says(serving: Serving) -> None:
     own, row = shipped.preset_of(shipped.PLACE).sampling, presets.preset("starter").sampling
     assert own == row == Sampling(**index["sampling"]) and own.negative
     assert presets.tuned(shipped.preset_of(shipped.PLACE).name) == "starter-tuned"
+
+
+def test_its_glasses_are_seen_on_photographs(serving: Serving, faces_dir: Path) -> None:
+    """As an eye sees them; and what is put on or taken off is then seen so."""
+    with_some, without = ("016", "020", "045"), ("001", "033", "036")
+    files = {name: faces_dir / "portraits" / f"{name}.jpg" for name in with_some + without}
+    files |= {name: faces_dir / "photos" / f"{name}.jpg" for name in ("obama", "biden")}
+    if missing := [file for file in files.values() if not file.is_file()]:
+        pytest.skip(f"{missing[0]} is not there")
+    studio = serving.studio
+    seen = {name: studio.embed_identity([studio.face(read(file), name, "largest")]) for name, file in files.items()}
+    own = studio.glasses["dlib"]
+    scores = {name: own.score(who["dlib"]).item() for name, who in seen.items()}
+    assert min(scores[name] for name in with_some) > 0.5 > 0 > max(scores[name] for name in (*without, "obama", "biden")), scores
+    put_on = as_worn(seen["biden"], seen["020"], studio.glasses)
+    taken_off = as_worn(seen["045"], seen["033"], studio.glasses)
+    assert own.score(put_on["dlib"]).item() == pytest.approx(scores["020"], abs=0.01)
+    assert own.score(taken_off["dlib"]).item() == pytest.approx(-1, abs=0.01)
