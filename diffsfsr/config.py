@@ -151,7 +151,6 @@ class Sampling:
     guidance: float = 1.0
     guidance_max_t: int = 1000  # largest timestep at which it counts; above, a step costs half
     negative: bool = False  # guidance leads a feeling that shows little away from the contrary one, in place of from no expression
-    light_t: int = 1000  # at which sampling begins, from the scene with its face blurred to light and colour; the last: from noise
     eta: float = 0.0  # DDIM's share of fresh noise in each step, below 1: it mends what earlier steps got wrong
 
 

@@ -13,7 +13,7 @@ _POSITIVE = (
     *("crop", "data.max_pixels", "data.shard", "autoencoder.channels", "autoencoder.width", "dln.dim", "conditioning.token_width"),
     *("unet.layers", "objective.aux_max_t", "training.steps", "training.batch", "training.accumulation", "training.processes"),
     *("training.checkpoint_every", "training.log_every", "training.keep_checkpoints", "training.validation_items"),
-    *("sampling.steps", "sampling.light_t", "evaluation.items", "evaluation.batch"),
+    *("sampling.steps", "evaluation.items", "evaluation.batch"),
 )
 _NOT_NEGATIVE = (
     *("data.min_face", "data.max_yaw", "data.max_outside", "dln.margin", "dln.margin_one_class", "objective.lambda_id"),

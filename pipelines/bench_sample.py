@@ -30,8 +30,7 @@ def sample(preset: Preset) -> Iterator[Pair]:
     The peer has the base network before its input is widened, the same autoencoder and a prompt that is encoded already. Both
     are first run on the same tokens and noise, where they must give the same latents: what was added is silent until trained.
     """
-    last = preset.schedule.steps  # diffusers' begins at noise and guides every step
-    preset = config.override(preset, {"sampling.guidance_max_t": last, "sampling.light_t": last})
+    preset = config.override(preset, {"sampling.guidance_max_t": preset.schedule.steps})  # diffusers' guides every step
     ours, peer = pipelines(preset)
     row, flop = preset.sampling, Estimate(preset).cost().sample
     kind = inference_dtype(device())

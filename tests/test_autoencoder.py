@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffsfsr import presets
 from diffsfsr.errors import InputError
-from diffsfsr.model.autoencoder import LatentAutoencoder, condition_image, condition_latents, light_image
+from diffsfsr.model.autoencoder import LatentAutoencoder, condition_image, condition_latents
 from diffsfsr.model.lean import LeanAutoencoder
 
 
@@ -122,20 +122,6 @@ def test_condition_image_fills_the_face_with_one_value() -> None:
     assert bool((shown[:, :, 8:20, 10:22] == 0).all())
     assert torch.equal(shown * (1 - mask), scene * (1 - mask))
     assert bool((shown[:, :, :8] == scene[:, :, :8]).all())
-
-
-def test_the_light_of_a_face_is_its_own_without_its_features() -> None:
-    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
-    mask = ((rows - 32) ** 2 + (columns - 30) ** 2 < 20**2).float()[None, None]
-    scene = (torch.rand(1, 3, 64, 64) * 2 - 1) * (1 - mask)
-    even = scene + 0.3 * mask
-    torch.testing.assert_close(light_image(even, mask), even)  # up to the mask's edge: what lies outside does not run in
-    features = scene + mask * (0.3 + 0.5 * ((rows // 2 + columns // 2) % 2 * 2 - 1))
-    assert float((light_image(features, mask) - even)[mask.expand_as(even) > 0].abs().max()) < 0.06
-    from_the_left = scene + mask * (30 - columns) / 40
-    lit = light_image(from_the_left, mask)
-    assert torch.equal(lit * (1 - mask), scene) and lit[0, 0, 32, 14] > 0.2 and lit[0, 0, 32, 46] < -0.2
-    assert torch.equal(light_image(even, torch.zeros_like(mask)), even)
 
 
 def test_condition_latents_hide_the_face_and_carry_the_mask() -> None:

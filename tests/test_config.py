@@ -147,8 +147,7 @@ RULES: list[tuple[str, dict[str, Any], list[str]]] = [
         "training.weight_decay": -1.0, "training.grad_clip": -1.0, "objective.lambda_id": -1.0, "training.decay_from": -5,
         "dln.margin": -3.0, "evaluation.seed": -1, "data.min_face": -1, "data.face": "-3", "sampling.guidance": -3.0,
  "sampling.eta": 1.0, "schedule.steps": 1, "schedule.beta_start": 0.0, "schedule.beta_end": 1.5, "sampling.steps": 5000,
-        "sampling.guidance_max_t": -1, "sampling.light_t": 0,
-        "objective.by_label": 1.5, "objective.feature_weight": -1.0, "training.learned": 0.0,
+        "sampling.guidance_max_t": -1, "objective.by_label": 1.5, "objective.feature_weight": -1.0, "training.learned": 0.0,
     }.items()],
 ]  # fmt: skip
 

@@ -154,24 +154,6 @@ def test_the_face_of_the_scene_is_not_seen() -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_from_its_light_alone_is_the_scenes_face_seen(name: str) -> None:
-    pipe, given = pipeline(), inputs()
-    pipe.set_sampler(name)
-    face = given["mask"].bool()
-    chequers = (torch.arange(64)[:, None] // 2 + torch.arange(64) // 2) % 2 * 2.0 - 1
-    dark, stern, bright = (
-        given | {"scene": torch.where(face, fill, given["scene"])} for fill in (torch.tensor(-0.6), chequers * 0.3 - 0.6, torch.tensor(0.6))
-    )
-    seen = []
-    watched = {"callback_on_step_end": lambda pipe, i, t, kept: seen.append(int(t)) or kept}
-    a, b, c, late = (pipe(**one, light_t=600, output_type="latent", **watched).images for one in (dark, stern, bright, dark))
-    assert max(seen) < 600 and torch.equal(a, late)
-    changed = lambda x: float((x - a).square().mean().sqrt())  # noqa: E731
-    assert 0 < changed(b) < 0.2 * changed(c)
-    assert torch.equal(*(pipe(**one, light_t=1000).images for one in (dark, bright)))
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers_swap_by_name(name: str) -> None:
     pipe = pipeline()
     first = pipe(**inputs(), output_type="latent").images

@@ -61,40 +61,6 @@ def test_samplers_follow_the_exact_flow(row: config.Schedule, sampler: str) -> N
     assert errors[100] < 0.04 and errors[100] < 0.5 * errors[25], errors
 
 
-@pytest.mark.parametrize("row", [SD, ZERO], ids=["sd", "zero-snr"])
-@pytest.mark.parametrize("sampler", s.SAMPLERS)
-def test_from_a_picture_on_the_way_the_rest_of_the_flow_is_followed(row: config.Schedule, sampler: str) -> None:
-    """By the exact flow, as above, from a picture that is noised to where sampling begins."""
-    errors = {}
-    for steps in (25, 100):
-        scheduler = s.make_scheduler(row, sampler)
-        first = int(s.paper_timestep(s.levels_from(scheduler, s.timesteps(scheduler, steps), 640))[0])
-        assert 640 - 1000 / steps < first <= 640
-        a = float(diffusion.NoiseSchedule.from_config(row).alpha_bar[first])
-        noised = a**0.5 * 1.2 + (1 - a) ** 0.5 * s.initial_noise((1, 4, 4), [1, 2, 3])
-        expected = MEAN + SPREAD * (noised - a**0.5 * MEAN) / (a * SPREAD**2 + 1 - a) ** 0.5
-        start = torch.full((3, 1, 4, 4), 1.2), 640
-        made = s.sample(gaussian_network(row), (1, 4, 4), s.make_scheduler(row, sampler), steps, [1, 2, 3], start=start)
-        errors[steps] = float((made - expected).abs().max())
-    assert errors[100] < 0.04 and errors[100] < 0.5 * errors[25], errors
-
-
-def test_a_start_leaves_out_the_steps_above_it_but_never_all() -> None:
-    seen = []
-
-    def predict(z: Tensor, t: Tensor, null: Tensor) -> Tensor:
-        seen.append(int(t[0]))
-        return torch.zeros_like(z)
-
-    for start_t, steps, left in ((500, 4, [500, 250]), (499, 4, [250]), (1000, 4, [1000, 750, 500, 250]), (1, 4, [250]), (500, 1, [1000])):
-        seen.clear()
-        s.sample(predict, (1, 2, 2), s.make_scheduler(ZERO, "ddim"), steps, [0], start=(torch.ones(1, 1, 2, 2), start_t))
-        assert seen == left
-    seen.clear()
-    s.sample(predict, (1, 2, 2), s.make_scheduler(SD, "pndm"), 50, [0], start=(torch.ones(1, 1, 2, 2), 1000))
-    assert seen[:4] == [982, 962, 962, 942] and len(seen) == 51
-
-
 @pytest.mark.parametrize("sampler", s.SAMPLERS)
 @pytest.mark.parametrize("row", [SD, ZERO], ids=["sd", "zero-snr"])
 def test_any_number_of_steps_ends_at_data(row: config.Schedule, sampler: str) -> None:

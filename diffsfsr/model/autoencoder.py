@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterable
 from math import gcd
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
@@ -25,7 +23,6 @@ FACTOR = 8  # pixels to a latent position
 MASK_FILL = 0.0  # mid grey, what stands in place of the face in every condition image
 _KINDS = {"kl": AutoencoderKL, "tiny": AutoencoderTiny, "lean": LeanAutoencoder}
 _SD_WIDTH = 128
-_LIGHT = 1 / 16  # of the side, the deviation of the blur that leaves of a face its light: features are gone, which cheek is lit is not
 
 
 class LatentAutoencoder(ModelMixin, ConfigMixin):
@@ -154,22 +151,6 @@ def condition_image(scene: Tensor, mask: Tensor) -> Tensor:
     The paper writes M for the facial region and multiplies by it; what it describes is the scene without the face.
     """
     return scene * (1 - mask) + MASK_FILL * mask
-
-
-def light_image(scene: Tensor, mask: Tensor) -> Tensor:
-    """scene (B,3,S,S) in [-1, 1] where mask (B,1,S,S) is 0, and where it is 1 the Gaussian blur of what lies there: the light and the
-    colour of the scene's face, without what tells who it is or what it shows."""
-    deviation = _LIGHT * scene.shape[-1]
-    reach = min(math.ceil(3 * deviation), scene.shape[-1] - 1)
-    places = torch.arange(-reach, reach + 1, device=scene.device, dtype=torch.float32)
-    kernel = torch.exp(-places.square() / (2 * deviation**2))
-    kernel = (kernel / kernel.sum()).to(scene)
-
-    def blurred(x: Tensor) -> Tensor:
-        x = F.conv2d(x.flatten(0, 1)[:, None], kernel.view(1, 1, 1, -1), padding=(0, reach))
-        return F.conv2d(x, kernel.view(1, 1, -1, 1), padding=(reach, 0)).view(len(scene), -1, *scene.shape[-2:])
-
-    return torch.where(mask > 0, blurred(scene * mask) / blurred(mask).clamp(min=1e-3), scene)
 
 
 def condition_channels(preset: config.Preset) -> int:

@@ -20,7 +20,7 @@ from diffsfsr import config
 from diffsfsr.errors import InputError, did_you_mean
 from diffsfsr.face.images import to_uint8
 from diffsfsr.face.masks import latent_mask
-from diffsfsr.model.autoencoder import FACTOR, LatentAutoencoder, check_autoencoder, condition_latents, light_image
+from diffsfsr.model.autoencoder import FACTOR, LatentAutoencoder, check_autoencoder, condition_latents
 from diffsfsr.model.conditioning import ConditionTokens
 from diffsfsr.model.diffusion import NoiseSchedule
 from diffsfsr.model.published import Part, scheduler_config, stable_diffusion
@@ -155,7 +155,6 @@ class DiffSFSRPipeline(DiffusionPipeline):
         steps: int | None = None,
         guidance: float | None = None,
         guidance_max_t: int | None = None,
-        light_t: int | None = None,
         eta: float | None = None,
         seeds: Sequence[int] | None = None,
         output_type: str = "pt",
@@ -174,7 +173,6 @@ class DiffSFSRPipeline(DiffusionPipeline):
             negative_expression: (B,16), what guidance leads away from, in place of no expression; without guidance it has no effect.
             present: (B,K+1) bool, see `ConditionTokens.forward`.
             steps, guidance, guidance_max_t, eta: the trained preset's unless given; see `sample`.
-            light_t: likewise; sampling begins at this timestep, from `light_image` of the scene. From noise where it is the last one, T.
             seeds: one per item; 0..B-1 unless given. generator: in place of seeds, one for all items in turn, or one per item.
             output_type: pt, np, pil or latent, see `FaceOutput`.
             callback_on_step_end: called after each step as callback(pipe, i, timestep, {"latents": (B,C,h,w)}); of the dict that
@@ -188,7 +186,6 @@ class DiffSFSRPipeline(DiffusionPipeline):
         steps = defaults.steps if steps is None else steps
         guidance = defaults.guidance if guidance is None else guidance
         guidance_max_t = defaults.guidance_max_t if guidance_max_t is None else guidance_max_t
-        light_t = defaults.light_t if light_t is None else light_t
         eta = defaults.eta if eta is None else eta
         generators = _per_item(generator, len(scene), seeds)
         seeds = list(range(len(scene)) if seeds is None else seeds)
@@ -217,7 +214,6 @@ class DiffSFSRPipeline(DiffusionPipeline):
             generators=generators,
             eta=eta,
             guidance_max_t=guidance_max_t,
-            start=None if light_t >= self.scheduler.config.num_train_timesteps else (self.vae.encode(light_image(scene, mask)), light_t),
         )
         images = latents if output_type == "latent" else self._pictures(latents, output_type)
         return FaceOutput(images=images) if return_dict else (images,)

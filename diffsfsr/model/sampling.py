@@ -142,7 +142,6 @@ def sample(
     generators: Sequence[torch.Generator] | None = None,
     eta: float = 0.0,
     guidance_max_t: int = 1000,
-    start: tuple[Tensor, int] | None = None,
 ) -> Tensor:
     """Latents (B, C, h, w) float32, one per seed, each the same alone or in a batch.
 
@@ -160,8 +159,6 @@ def sample(
         eta: DDIM's share of fresh noise in each step, 0..1; 0 is deterministic. Below 1 where the last level has no signal, for rounding
             gives it the root of a negative number. Schedulers without one take no notice.
         guidance_max_t: the largest timestep, 1..T, at which guidance counts; above, it is 1 (Kynkaanniemi et al. 2024).
-        start: (latents (B,C,h,w), t): the steps above t are left out, all but the last one, and these latents, noised, stand for
-            what they would have made (Meng et al. 2022). From noise without it.
 
     Raises: InputError when the scheduler cannot take that many steps, or for another eta.
     """
@@ -170,12 +167,9 @@ def sample(
     scheduler = type(scheduler).from_config(scheduler.config)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds] if generators is None else list(generators)
     levels = timesteps(scheduler, steps)
+    t = paper_timestep(levels).to(device)
     noise = _draw(shape, generators, device)
     z = noise * scheduler.init_noise_sigma
-    if start is not None:
-        levels = levels_from(scheduler, levels, start[1])
-        z = scheduler.add_noise(start[0].to(z), noise, levels[:1].expand(len(z)))
-    t = paper_timestep(levels).to(device)
     guide = _guided(model_fn, guidance, len(z), device)
     guided = [guidance != 1.0 and at <= guidance_max_t for at in paper_timestep(levels).tolist()]
     extra = {name: value for name, value in (("generator", generators), ("eta", eta)) if name in signature(scheduler.step).parameters}
@@ -190,16 +184,6 @@ def sample(
             returned = callback(i, n, z)
             z = z if returned is None else returned
     return z
-
-
-def levels_from(scheduler: Any, levels: Tensor, start_t: int) -> Tensor:
-    """A scheduler's falling `timesteps` from the timestep `start_t` of 1..T on; the last of them at least."""
-    kept = levels[paper_timestep(levels) <= start_t]
-    kept = kept if len(kept) else levels[-1:]
-    if type(scheduler).__name__ == "PNDMScheduler":  # takes its second step twice, wherever it begins
-        kept = kept.unique().flip(0)
-        kept = torch.cat([kept[:2], kept[1:]])
-    return kept
 
 
 def timesteps(scheduler: Any, steps: int) -> Tensor:

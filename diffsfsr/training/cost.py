@@ -147,20 +147,17 @@ class Estimate:
 
     @cached_property
     def _sample(self) -> float:
-        """FLOP of one picture: the scene encoded, and its light where sampling begins with it, embeddings made, the sampler's calls, and
-        its latents decoded."""
-        from diffsfsr.model.sampling import levels_from, make_scheduler, paper_timestep, timesteps
+        """FLOP of one picture: the scene encoded, embeddings made, the sampler's calls, and its latents decoded."""
+        from diffsfsr.model.sampling import make_scheduler, paper_timestep, timesteps
 
         p, row = self.preset, self.preset.sampling
-        scheduler = make_scheduler(p.schedule, row.sampler)
-        levels = paper_timestep(levels_from(scheduler, timesteps(scheduler, row.steps), row.light_t))
+        levels = paper_timestep(timesteps(make_scheduler(p.schedule, row.sampler), row.steps))
         calls = len(levels) + int((levels <= row.guidance_max_t).sum()) * (row.guidance != 1)
         autoencoder, decoding = self._decoder("")
         with self._space:
             encoding = forward_flop(lambda: autoencoder.encode(torch.empty(1, 3, p.crop, p.crop)))
         experts = sum(work.forward for name, (_, work) in self._experts()[0].items() if name not in p.objective.identity)
-        lit = row.light_t < p.schedule.steps
-        return (1 + lit) * encoding + experts + calls * self._unet(p.training.gradient_checkpointing)[1].forward + decoding.forward
+        return encoding + experts + calls * self._unet(p.training.gradient_checkpointing)[1].forward + decoding.forward
 
     # --- its networks ---
 
