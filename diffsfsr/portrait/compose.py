@@ -22,9 +22,10 @@ from diffsfsr.encoders import glasses
 from diffsfsr.encoders.compound import Average, CompoundIdentity, average, same_person
 from diffsfsr.encoders.dln import Dln
 from diffsfsr.errors import InputError, NotReady
+from diffsfsr.face import tone
 from diffsfsr.face.alignment import AlignedFace, align, paste_back
 from diffsfsr.face.glasses import wears_glasses
-from diffsfsr.face.images import Rejected, to_tensor
+from diffsfsr.face.images import Rejected, to_tensor, to_uint8
 from diffsfsr.face.parsing import parser
 from diffsfsr.face.warping import FEATHER
 from diffsfsr.model.pipeline import DiffSFSRPipeline, inference_dtype
@@ -234,7 +235,8 @@ class Studio:
     ) -> np.ndarray:
         """(B, S, S, 3) uint8 faces for scenes (B, 3, S, S), masks (B, S, S) of 0 and 1, the landmarks of the scenes' faces (B, 68, 2) in
         crop pixels and embeddings of B rows; not pasted back. The model is told the expression in the pose of the scene's head, and
-        so is guidance what it leads away from, `negative` (B, 16); and the identity with glasses where the scene's face wears some."""
+        so is guidance what it leads away from, `negative` (B, 16); and the identity with glasses where the scene's face wears some. Where
+        sampling.scene_light asks for it, the faces have the light of the scenes' own."""
         self.pipeline.set_sampler(sampler or self.preset.sampling.sampler)
         mask = torch.from_numpy(masks)[:, None].float()
         posed = torch.from_numpy(np.float32(landmarks))
@@ -243,8 +245,10 @@ class Studio:
         with torch.inference_mode():
             own = self.identity(scenes, posed.to(self.device)) if self.glasses else {}
         who = glasses.as_worn(identity, own, self.glasses)
-        made = self.pipeline(scenes, mask, who, told, away, steps=steps or None, seeds=list(seeds), output_type="np")
-        return made.images
+        made = self.pipeline(scenes, mask, who, told, away, steps=steps or None, seeds=list(seeds), output_type="np").images
+        if not self.preset.sampling.scene_light:
+            return made
+        return np.stack([tone.matched(*crops) for crops in zip(made, to_uint8(scenes.cpu()), masks, strict=True)])
 
 
 _GLASSES = "the scene's face seems to wear glasses: what of them lies outside the facial region stays; a scene without may serve better"
