@@ -1,4 +1,4 @@
-"""What glasses do to an identity embedding: told from faces whose wearers differ from others in more than that, and put on or taken off."""
+"""What glasses do to an identity embedding: told from faces whose wearers differ from others in more than that, and taken off."""
 
 from __future__ import annotations
 
@@ -57,24 +57,18 @@ def axis(width: int = 4) -> Glasses:
     return Glasses(first, torch.tensor(0.0), 2 * first + 2 * torch.eye(width)[1])
 
 
-@pytest.mark.parametrize(
-    ("own", "scene", "worn"),
-    [(-1.5, 1.2, 1.2), (-0.2, 3.0, 3.0), (0.4, 3.0, 0.4), (-1.5, 0.6, -1.5), (1.5, -0.1, -1.0), (1.5, 0.3, 1.5), (-0.5, -2.0, -0.5)],
-)
-def test_a_portrait_wears_what_its_scene_does(own: float, scene: float, worn: float) -> None:
-    """Put on where the scene is sure, taken off where it seems without, and else as on the selfie."""
-    who = torch.tensor([[own, 0.0, 7.0, 7.0]])
-    changed = glasses.as_worn({"a": who}, {"a": torch.tensor([[scene, 0, 0, 0.0]])}, {"a": axis()})["a"]
-    torch.testing.assert_close(changed, torch.tensor([[worn, worn - own, 7.0, 7.0]]))
+@pytest.mark.parametrize(("own", "bare"), [(3.0, -1.0), (0.1, -1.0), (-0.1, -0.1), (-2.5, -2.5)])
+def test_who_wears_them_is_shown_without(own: float, bare: float) -> None:
+    changed = glasses.taken_off({"a": torch.tensor([[own, 0.0, 7.0, 7.0]])}, {"a": axis()})["a"]
+    torch.testing.assert_close(changed, torch.tensor([[bare, bare - own, 7.0, 7.0]]))
 
 
-def test_several_encoders_agree_and_one_that_cannot_tell_stays() -> None:
-    identity = {"a": torch.tensor([[1.0, 0, 0, 0], [1.0, 0, 0, 0]]), "b": torch.tensor([[0.5, 0], [0.5, 0]]), "c": torch.ones(2, 8)}
-    scene = {"a": torch.tensor([[-2.0, 0, 0, 0], [-0.5, 0, 0, 0]]), "b": torch.tensor([[1.0, 0], [1.0, 0]]), "c": torch.zeros(2, 8)}
-    changed = glasses.as_worn(identity, scene, {"a": axis(4), "b": axis(2), "d": axis(3)})
-    assert [changed["a"][i, 0].item() for i in (0, 1)] == [-1, 1] and [changed["b"][i, 0].item() for i in (0, 1)] == [-1, 0.5]
-    assert torch.equal(changed["c"], identity["c"]) and list(changed) == ["a", "b", "c"]
-    assert glasses.as_worn(identity, scene, {})["a"] is identity["a"] and glasses.as_worn({}, scene, {"a": axis()}) == {}
+def test_several_encoders_decide_together_and_one_that_cannot_tell_stays() -> None:
+    identity = {"a": torch.tensor([[2.0, 0, 0, 0], [2.0, 0, 0, 0]]), "b": torch.tensor([[-1.5, 0], [-2.5, 0]]), "c": torch.ones(2, 8)}
+    bare = glasses.taken_off(identity, {"a": axis(4), "b": axis(2), "d": axis(3)})
+    assert bare["a"][:, 0].tolist() == [-1, 2] and bare["b"][:, 0].tolist() == [-1.5, -2.5]  # nothing is put on
+    assert torch.equal(bare["c"], identity["c"]) and list(bare) == ["a", "b", "c"]
+    assert glasses.taken_off(identity, {})["a"] is identity["a"] and glasses.taken_off({}, {"a": axis()}) == {}
 
 
 def test_a_file_of_them_comes_back_and_a_broken_one_is_told(tmp_path: Path) -> None:
@@ -105,27 +99,33 @@ def copied(tmp_path: Path) -> Callable[[], Path]:
     return copy
 
 
-def test_a_studio_paints_who_it_is_told_of_as_the_scene_wears_them(copied: Callable[[], Path], astronaut: Path) -> None:
-    """The shipped model, whose own glasses are replaced by ones that score every scene as wearing some, and the selfie as without."""
+def test_a_studio_paints_whom_its_preset_says_without(copied: Callable[[], Path], astronaut: Path) -> None:
+    """The shipped model, with glasses that the selfie scores as wearing."""
+    import json
+
     from diffsfsr.face.images import read, to_tensor
     from diffsfsr.portrait.compose import Studio
 
     folder = copied()
-    (folder / GLASSES).unlink(missing_ok=True)
+    assert json.loads((folder / "preset.json").read_text())["sampling"]["without_glasses"]
+    (folder / GLASSES).unlink()
     plain = Studio(folder)
     face = plain.face(read(astronaut), "the selfie")
     who = plain.embed_identity([face])["dlib"]
-    other = who.flip(1)  # nobody
-    between = (who - other)[0]
-    normal = 4 * between / between.square().sum()  # 2 for the scene's, -2 for the other
-    offset = 2 - (who @ normal)[0]
-    glasses.save({"dlib": Glasses(normal, offset, torch.randn(128, generator=torch.Generator().manual_seed(0)) * 0.02)}, folder)
+    normal = who[0] / who.square().sum()
+    own = Glasses(normal, torch.tensor(0.5), torch.randn(128, generator=torch.Generator().manual_seed(0)) * 0.02)  # a score of 1.5
+    glasses.save({"dlib": own}, folder)
     given = to_tensor(face.crop), plain.parser.masks(face.crop[None], face.crop_landmarks[None]), face.crop_landmarks[None]
-    expression, told = plain.embed_expression(face), glasses.load(folder)["dlib"]
-    worn = other + 2 * told.shift
-    made = Studio(folder).generate(*given, {"dlib": other}, expression, [1], 2)
-    assert np.array_equal(made, plain.generate(*given, {"dlib": worn}, expression, [1], 2))
-    assert not np.array_equal(made, plain.generate(*given, {"dlib": other}, expression, [1], 2))
+    expression = plain.embed_expression(face)
+
+    def made(studio: Studio, identity: torch.Tensor) -> np.ndarray:
+        return studio.generate(*given, {"dlib": identity}, expression, [1], 2)
+
+    bare = made(Studio(folder), who)
+    assert np.array_equal(bare, made(plain, who - 1.25 * own.shift)) and not np.array_equal(bare, made(plain, who))
+    text = (folder / "preset.json").read_text()
+    (folder / "preset.json").write_text(text.replace('"without_glasses": true', '"without_glasses": false'))
+    assert np.array_equal(made(Studio(folder), who), made(plain, who))
     (folder / GLASSES).write_bytes(b"short")
     with pytest.raises(InputError, match="is no whole model"):
         Studio(folder)

@@ -1,7 +1,7 @@
-"""What glasses do to an identity embedding, so that a portrait wears glasses where its scene does.
+"""What glasses do to an identity embedding, so that who wears them can be shown without.
 
 A recogniser tells a face with glasses from the same face without. A model that learned from such embeddings paints glasses for whoever
-wears them on the selfie, into a scene without any, and half of them, or none between two temples, where it is the other way round.
+wears them on the selfie: a small one paints ghosts of them, into scenes with glasses as into scenes without.
 """
 
 from __future__ import annotations
@@ -59,21 +59,19 @@ def told(embeddings: np.ndarray, wears: np.ndarray, names: Sequence[str]) -> Gla
     return Glasses(*(torch.tensor(value, dtype=torch.float32) for value in (normal, -normal @ (centre + without) / 2, shift)))
 
 
-def as_worn(identity: Mapping[str, Tensor], scene: Mapping[str, Tensor], known: Mapping[str, Glasses]) -> dict[str, Tensor]:
-    """Identities, encoder -> (B, D) raw embeddings, with glasses where the scene's face (the same encoders' embeddings of it) is as sure to
-    wear them as the mean face that does, and without where it seems to wear none; the rest, and who is like the scene already, as they are.
-    """
-    names = [name for name in identity if name in known and name in scene]
+def taken_off(identity: Mapping[str, Tensor], known: Mapping[str, Glasses]) -> dict[str, Tensor]:
+    """Identities, encoder -> (B, D) raw embeddings, as faces without glasses have them in the mean where their encoders see some, together;
+    the rest as they are, and so are encoders of which it is not known."""
+    names = [name for name in identity if name in known]
     if not names:
         return dict(identity)
-    own, wanted = (torch.stack([known[name].score(of[name]) for name in names]).mean(0) for of in (identity, scene))
-    on, off = (wanted > 1) & (own < 0), (wanted < 0) & (own > 0)
-    changed = dict(identity)
+    worn = torch.stack([known[name].score(identity[name]) for name in names]).mean(0) > 0
+    bare = dict(identity)
     for name in names:
-        score = known[name].score(identity[name])
-        turn = torch.where(on, (wanted - score).clamp(min=0), torch.where(off, (-1 - score).clamp(max=0), 0.0))
-        changed[name] = identity[name] + turn[:, None] / 2 * known[name].shift.to(identity[name])
-    return changed
+        own = known[name]
+        turn = torch.where(worn, (-1 - own.score(identity[name])).clamp(max=0), 0.0) / 2
+        bare[name] = identity[name] + turn[:, None] * own.shift.to(identity[name])
+    return bare
 
 
 def save(known: Mapping[str, Glasses], model: Path) -> None:

@@ -235,16 +235,14 @@ class Studio:
     ) -> np.ndarray:
         """(B, S, S, 3) uint8 faces for scenes (B, 3, S, S), masks (B, S, S) of 0 and 1, the landmarks of the scenes' faces (B, 68, 2) in
         crop pixels and embeddings of B rows; not pasted back. The model is told the expression in the pose of the scene's head, and
-        so is guidance what it leads away from, `negative` (B, 16); and the identity with glasses where the scene's face wears some. Where
-        sampling.scene_light asks for it, the faces have the light of the scenes' own."""
+        so is guidance what it leads away from, `negative` (B, 16); where the preset's sampling asks for it, it is told the identity without
+        glasses, and the faces get the light of the scenes' own."""
         self.pipeline.set_sampler(sampler or self.preset.sampling.sampler)
         mask = torch.from_numpy(masks)[:, None].float()
         posed = torch.from_numpy(np.float32(landmarks))
         told = self.dln.posed(expression, posed)
         away = None if negative is None else self.dln.posed(negative, posed)
-        with torch.inference_mode():
-            own = self.identity(scenes, posed.to(self.device)) if self.glasses else {}
-        who = glasses.as_worn(identity, own, self.glasses)
+        who = glasses.taken_off(identity, self.glasses) if self.preset.sampling.without_glasses else dict(identity)
         made = self.pipeline(scenes, mask, who, told, away, steps=steps or None, seeds=list(seeds), output_type="np").images
         if not self.preset.sampling.scene_light:
             return made
