@@ -12,6 +12,7 @@ import torch
 
 from diffsfsr import config, presets, tables
 from diffsfsr.errors import NotReady
+from diffsfsr.face import tone
 from diffsfsr.face.images import read, to_tensor
 from diffsfsr.face.masks import hull_mask
 from diffsfsr.portrait.compose import Studio
@@ -131,6 +132,20 @@ def test_glasses_of_the_scene_are_told(model: Path, astronaut: Path, capsys: pyt
     worn[y + 1 : y + 3, left:right] = 20
     alone.sit([face], worn, None, task="identity", face="largest")
     assert "the scene's face seems to wear glasses" in capsys.readouterr().err
+
+
+def test_the_scenes_light_is_laid_on_where_the_preset_asks(model: Path, astronaut: Path, tom_hanks: Path) -> None:
+    alone = Studio(model, commercial_only=True)
+    scenes = [alone.face(read(path), "the scene", "largest") for path in (astronaut, tom_hanks)]
+    marks, crops = np.stack([face.crop_landmarks for face in scenes]), np.stack([face.crop for face in scenes])
+    masks = np.stack([hull_mask(points, PRESET.crop) for points in marks])
+    identity = {name: torch.cat([found, found]) for name, found in alone.embed_identity(scenes[:1]).items()}
+    given = to_tensor(crops), masks, marks, identity, torch.cat([alone.embed_expression(face) for face in scenes]), [3, 4]
+    plain = alone.generate(*given)
+    alone.preset = dataclasses.replace(alone.preset, sampling=dataclasses.replace(alone.preset.sampling, scene_light=True))
+    lit = alone.generate(*given)
+    for before, after, scene, mask in zip(plain, lit, crops, masks, strict=True):
+        assert np.array_equal(after, tone.matched(before, scene, mask)) and not np.array_equal(after, before)
 
 
 def test_sittings_of_one_kind_are_painted_together_and_in_order(

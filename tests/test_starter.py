@@ -126,4 +126,4 @@ def test_its_glasses_are_seen_on_photographs(serving: Serving, faces_dir: Path) 
     scores = {name: own.score(who["dlib"]).item() for name, who in seen.items()}
     assert min(scores[name] for name in with_some) > 0.5 > 0 > max(scores[name] for name in (*without, "obama", "biden")), scores
     taken = taken_off({"dlib": torch.cat([seen["045"]["dlib"], seen["biden"]["dlib"]])}, studio.glasses)["dlib"]
-    assert own.score(taken)[0].item() == pytest.approx(-1, abs=0.01) and torch.equal(taken[1], seen["biden"]["dlib"][0])
+    assert own.score(taken).tolist() == pytest.approx([-1, min(-1, scores["biden"])], abs=0.01)

@@ -60,18 +60,14 @@ def told(embeddings: np.ndarray, wears: np.ndarray, names: Sequence[str]) -> Gla
 
 
 def taken_off(identity: Mapping[str, Tensor], known: Mapping[str, Glasses]) -> dict[str, Tensor]:
-    """Identities, encoder -> (B, D) raw embeddings, as faces without glasses have them in the mean where their encoders see some, together;
-    the rest as they are, and so are encoders of which it is not known."""
-    names = [name for name in identity if name in known]
-    if not names:
-        return dict(identity)
-    worn = torch.stack([known[name].score(identity[name]) for name in names]).mean(0) > 0
-    bare = dict(identity)
-    for name in names:
-        own = known[name]
-        turn = torch.where(worn, (-1 - own.score(identity[name])).clamp(max=0), 0.0) / 2
-        bare[name] = identity[name] + turn[:, None] * own.shift.to(identity[name])
-    return bare
+    """Identities, encoder -> (B, D) raw embeddings, that score no higher than faces without glasses do in the mean; encoders of which it is
+    not known as they are."""
+
+    def bare(own: Glasses, embeddings: Tensor) -> Tensor:
+        over = (own.score(embeddings) + 1).clamp(min=0) / 2
+        return embeddings - over[:, None] * own.shift.to(embeddings)
+
+    return {name: bare(known[name], embeddings) if name in known else embeddings for name, embeddings in identity.items()}
 
 
 def save(known: Mapping[str, Glasses], model: Path) -> None:

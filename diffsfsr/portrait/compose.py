@@ -40,7 +40,7 @@ class Portrait:
     """A finished picture and how it came about."""
 
     image: np.ndarray  # HWC uint8, the scene's size; outside the mask's feather the scene's own bytes
-    crop: np.ndarray  # (S, S, 3) uint8, what the model made
+    crop: np.ndarray  # (S, S, 3) uint8, what the model made, before it is pasted
     scene_face: AlignedFace
     timings: dict[str, float]  # seconds
     outliers: dict[str, tuple[int, ...]] = field(default_factory=dict)  # encoder -> selfies, from 0, that it takes for somebody else
