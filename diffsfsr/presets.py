@@ -83,7 +83,9 @@ PRESETS: dict[str, Preset] = {
             p_self=0.75,
         ),
         training=replace(_SMALL.training, steps=13_800, batch=16, lr=3e-4, decay_from=11_600, validate_every=1000),
-        sampling=Sampling(sampler="ddim", steps=25, guidance=1.4, guidance_max_t=500, negative=True, eta=0.9),
+        sampling=Sampling(
+            sampler="ddim", steps=25, guidance=1.4, guidance_max_t=500, negative=True, eta=0.9, without_glasses=True, scene_light=True
+        ),
     ),
     "demo": replace(
         _SMALL,
