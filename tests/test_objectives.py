@@ -485,8 +485,7 @@ def test_a_model_is_saved_with_what_glasses_do_to_whom_it_is_told_of(
     worn.crop[y : y + 2, left:right] = 20
     assert [wears_glasses(face.crop, face.crop_landmarks) for face in (bare, worn)] == [False, True]
     file = synthetic.face_shard(tmp_path / "faces.parquet", [worn, bare, worn] * 3, [""] * ROWS, ["p0", "p1", "p2"] * 3)
-    objective.inputs = replace(objective.inputs, crops=(str(file),))
-    monkeypatch.setattr(glasses, "_FEWEST", 5)
+    objective.inputs = replace(objective.inputs, crops=(str(tmp_path / "gone.parquet"), str(file)))
     asked: list[tuple[Any, ...]] = []
     known = {"normal": torch.ones(128), "offset": torch.zeros(()), "shift": torch.ones(128)}
     monkeypatch.setattr(glasses, "told", lambda *given: asked.append(given) or glasses.Glasses(**known))

@@ -79,13 +79,14 @@ def read_shards(shards: list[str], split: str | None, columns: list[str] | None 
 
 
 def faces_with_glasses(crops: list[str]) -> dict[str, bool]:
-    """face_id -> whether that face of the training split seems to wear glasses. `crops` are files of schema FACES, read one at a time."""
+    """face_id -> whether that face of the training split seems to wear glasses. `crops` are files of schema FACES, read one at a time; one
+    that has gone since the training began is left out, for this is asked when all the rest is done."""
     from diffsfsr.face.glasses import wears_glasses
     from diffsfsr.face.images import decode
 
     found = {}
-    for file in crops:
-        faces = tables.read(Path(file), ["face_id", "split", "crop", "landmarks"])
+    for file in filter(Path.is_file, map(Path, crops)):
+        faces = tables.read(file, ["face_id", "split", "crop", "landmarks"])
         faces = faces.filter(pa.compute.equal(faces["split"], "train"))
         for face_id, crop, points in zip(faces["face_id"], faces["crop"], column(faces, "landmarks", (68, 2)), strict=True):
             found[face_id.as_py()] = wears_glasses(decode(crop.as_py()), points)
