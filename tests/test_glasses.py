@@ -78,7 +78,10 @@ def test_a_file_of_them_comes_back_and_a_broken_one_is_told(tmp_path: Path) -> N
     known = {"dlib": axis(128), "mobileface_v2": axis(256)}
     glasses.save(known, tmp_path)
     again = glasses.load(tmp_path)
-    assert list(again) == ["dlib", "mobileface_v2"]
+    assert list(again) == list(glasses.load(tmp_path, {"dlib": 128, "mobileface_v2": 256, "expression": 16})) == ["dlib", "mobileface_v2"]
+    for dims in ({"dlib": 128, "mobileface_v2": 128}, {"dlib": 128}):
+        with pytest.raises(ValueError, match="does not fit the embeddings of mobileface_v2"):
+            glasses.load(tmp_path, dims)
     for name, own in known.items():
         assert all(torch.equal(a, b) for a, b in zip(dataclasses.astuple(own), dataclasses.astuple(again[name]), strict=True))
     from safetensors.torch import save_file

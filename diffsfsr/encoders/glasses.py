@@ -78,16 +78,22 @@ def save(known: Mapping[str, Glasses], model: Path) -> None:
         save_file({f"{name}.{part.name}": getattr(own, part.name) for name, own in known.items() for part in fields(own)}, model / GLASSES)
 
 
-def load(model: Path) -> dict[str, Glasses]:
-    """Of each encoder that a saved model tells it of; {} where there is none. Raises OSError, ValueError or SafetensorError for one that is
-    broken."""
+def load(model: Path, dims: Mapping[str, int] | None = None) -> dict[str, Glasses]:
+    """Of each encoder that a saved model tells it of; {} where there is none. Raises OSError, ValueError or SafetensorError for a file that
+    is broken, or does not fit embeddings of the widths `dims`."""
     from safetensors.torch import load_file
 
-    if not (model / GLASSES).is_file():
+    file = model / GLASSES
+    if not file.is_file():
         return {}
-    tensors = load_file(model / GLASSES)
-    names = sorted({name.rpartition(".")[0] for name in tensors})
-    try:
-        return {name: Glasses(*(tensors[f"{name}.{part.name}"] for part in fields(Glasses))) for name in names}
-    except KeyError as missing:
-        raise ValueError(f"{model / GLASSES} lacks {missing}") from missing
+    tensors = load_file(file)
+    known = {}
+    for name in sorted({name.rpartition(".")[0] for name in tensors}):
+        try:
+            own = known[name] = Glasses(*(tensors[f"{name}.{part.name}"] for part in fields(Glasses)))
+        except KeyError as missing:
+            raise ValueError(f"{file} lacks {missing}") from missing
+        width = len(own.normal) if dims is None else dims.get(name)
+        if [own.normal.shape, own.offset.shape, own.shift.shape] != [(width,), (), (width,)]:
+            raise ValueError(f"{file} does not fit the embeddings of {name}")
+    return known

@@ -89,7 +89,7 @@ class Studio:
         try:
             self.pipeline = DiffSFSRPipeline.from_pretrained(folder, dtype=inference_dtype(self.device)).to(self.device)
             self.dln = Dln.load(folder / "dln").to(self.device)
-            self.glasses = glasses.load(folder)
+            self.glasses = glasses.load(folder, self.pipeline.tokens.dims)
         except (OSError, ValueError, SafetensorError) as error:
             why = str(error).splitlines()[0]
             raise InputError(f"{folder} is no whole model ({why}): put it there again, or name another") from error
