@@ -152,8 +152,9 @@ class Sampling:
     guidance_max_t: int = 1000  # largest timestep at which it counts; above, a step costs half
     negative: bool = False  # guidance leads a feeling that shows little away from the contrary one, in place of from no expression
     eta: float = 0.0  # DDIM's share of fresh noise in each step, below 1: it mends what earlier steps got wrong
-    without_glasses: bool = False  # who wears some is shown without: a small model paints ghosts of them; not in the paper
-    scene_light: bool = False  # the painted face is given the light of the scene's own (diffsfsr.face.tone); not in the paper
+    # Of portraits, not of the bare pipeline, and not in the paper:
+    without_glasses: bool = False  # who wears some is shown without: a small model paints ghosts of them
+    scene_light: bool = False  # the painted face is given the light of the scene's own (diffsfsr.face.tone)
 
 
 @dataclass(frozen=True)

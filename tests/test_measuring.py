@@ -97,12 +97,14 @@ def test_the_faces_are_those_of_people_held_out(workspace: Workspace, six_people
     assert not list((workspace.home / "reports").glob("*"))  # no copy of a photograph has a name
 
 
+def _write_over(workspace: Workspace, shard: Shard, **same: str) -> None:
+    """The shard's faces, all with those values."""
+    file = workspace.file(aligned(PRESET), shard)
+    tables.write(file, tables.from_rows([row | same for row in tables.read(file).to_pylist()], tables.FACES), "another mark")
+
+
 def test_labelled_faces_are_of_training_people_too_and_few_of_a_label(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    shard = Shard("set", 1)
-    rows = tables.read(workspace.file(aligned(PRESET), shard)).to_pylist()
-    for row in rows:
-        row["emotion"] = "anger"
-    tables.write(workspace.file(aligned(PRESET), shard), tables.from_rows(rows, tables.FACES), "another mark")
+    _write_over(workspace, Shard("set", 1), emotion="anger")
     found = heldout.labelled(workspace, "set", PRESET)
     assert (
         list(found.ids) == [f"set/{i}/0" for i in (2, 3, 4, 5)] and [found.label(i, "emotion") for i in range(4)] == ["joy"] + ["anger"] * 3
@@ -113,11 +115,7 @@ def test_labelled_faces_are_of_training_people_too_and_few_of_a_label(workspace:
 
 
 def test_with_few_held_out_all_are_drawn_on_and_that_is_told(workspace: Workspace) -> None:
-    shard = Shard("set", 0)
-    rows = tables.read(workspace.file(aligned(PRESET), shard)).to_pylist()
-    for row in rows:
-        row["split"] = "train"
-    tables.write(workspace.file(aligned(PRESET), shard), tables.from_rows(rows, tables.FACES), "another mark")
+    _write_over(workspace, Shard("set", 0), split="train")
     held = heldout.held_out(workspace, "set", PRESET)
     assert held.everybody and len(held.faces.ids) == 6 and "ALL, training people too" in held.told
     with pytest.raises(NotReady, match="no aligned faces of 128 pixels"):

@@ -124,7 +124,7 @@ def _about(facts: Facts) -> str:
         f"the training split alone. A label's examples are the faces that look most like it to the encoder; labels of which the data has "
         f"too few faces are left out where another of its family can stand for it. The encoder's frozen twin is the published network it "
         f"began as, and is read from that file. `glasses.safetensors`, where there is one, holds what glasses do to an "
-        f"identity's embedding, by which they are taken off: portraits are painted without.\n\n"
+        f"identity's embedding, by which they can be taken off (`sampling.without_glasses`).\n\n"
         f"    diffsfsr portrait --selfie me.jpg --scene holiday.jpg --emotion amusement --out portrait.png"
     )
 

@@ -95,7 +95,7 @@ def rounded_dln(model: Path) -> Dln:
 
 
 def check_whole(model: Path) -> None:
-    """Raises InputError where a network of a saved model lacks its weights, or their file is cut short: its head says how long it is."""
+    """Raises InputError where a network of a saved model lacks its weights or a file of such is cut short: its head says how long it is."""
     from safetensors import SafetensorError, safe_open
 
     for name in _NETWORKS:
