@@ -99,25 +99,32 @@ def _words(workspace: Workspace, origin: _Origin, model: Path, preset: Preset) -
 
 def labelled(workspace: Workspace, shards: list[Shard], model: Path, preset: Preset) -> pa.Table:
     """WORDS of the training faces that have a label, as the shipped encoder sees them. Raises NotReady where there is none."""
-    labels, vectors = [], []
+    labels, vectors, done = [], [], []
     encoder = shipped.rounded_dln(model)
-    for part, embeddings in _embedded(workspace, shards, encoder, preset):
+    for part, embeddings, shown in _embedded(workspace, shards, encoder, preset):
         labels += part
         vectors.append(embeddings)
-    words = examples(labels, np.concatenate(vectors)) if labels else None
+        done.append(shown)
+    words = examples(labels, np.concatenate(vectors), np.concatenate(done)) if labels else None
     if words is None or not len(words):
         raise NotReady("no training face has an emotion label, by which words are looked up: prepare photographs with a labels.csv")
     return words
 
 
-def _embedded(workspace: Workspace, shards: list[Shard], encoder: Any, preset: Preset) -> Iterator[tuple[list[str], np.ndarray]]:
+def _embedded(
+    workspace: Workspace, shards: list[Shard], encoder: Any, preset: Preset
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """A shard's labels, embeddings and gestures, of its labelled training faces."""
     from assets.embeddings import encode_all
+    from diffsfsr.face.gestures import gestures
+    from diffsfsr.training.data import column
 
     for shard in shards:
         faces = tables.read(workspace.file(aligned(preset), shard), ["emotion", "split", "crop", "landmarks"])
         faces = faces.filter(pc.and_(pc.equal(faces["split"], "train"), pc.not_equal(pc.fill_null(faces["emotion"], ""), "")))
         if len(faces):
-            yield faces["emotion"].to_pylist(), np.concatenate(list(encode_all(encoder, faces)))
+            done = gestures(column(faces, "landmarks", (68, 2)))
+            yield faces["emotion"].to_pylist(), np.concatenate(list(encode_all(encoder, faces))), done
 
 
 class _Origin(NamedTuple):

@@ -25,6 +25,7 @@ from assets.stores.workspace import Workspace
 from diffsfsr import config, tables
 from diffsfsr.encoders.dln import Dln
 from diffsfsr.errors import InputError, NotReady
+from diffsfsr.face.gestures import GESTURES
 from diffsfsr.face.images import decode, read, to_tensor
 from diffsfsr.model.pipeline import DiffSFSRPipeline
 from diffsfsr.portrait import shipped
@@ -104,16 +105,20 @@ def test_the_networks_are_the_trained_ones_in_half_their_bits(exported: Path, mo
             assert theirs[name].dtype == torch.float32 and torch.equal(theirs[name], value.half().float()), name
 
 
-def test_what_glasses_do_goes_with_it(workspace: Workspace, model: Path, exported: Path, tmp_path: Path) -> None:  # noqa: F811
-    from diffsfsr.encoders import glasses
+def test_what_is_known_of_glasses_and_brows_goes_with_it(workspace: Workspace, model: Path, exported: Path, tmp_path: Path) -> None:  # noqa: F811
+    from diffsfsr.encoders import brows, glasses
 
-    assert glasses.load(exported) == {}  # two faces cannot tell it
+    assert glasses.load(exported) == {} and brows.load(exported) is None  # two faces cannot tell it
     known = glasses.Glasses(torch.randn(128), torch.tensor(0.3), torch.randn(128))
     glasses.save({"dlib": known}, model)
+    moves = torch.randn(16, 10)
+    brows.save(brows.Brows({"expression": moves}), model)
     try:
         shipped.write(tmp_path / "out", model, tables.read(exported / "words.parquet"), {"words": {}}, "card")
     finally:
         (model / glasses.GLASSES).unlink()
+        (model / brows.BROWS).unlink()
+    assert torch.equal(brows.load(tmp_path / "out").moves["expression"], moves)  # type: ignore[union-attr]
     assert torch.equal(glasses.load(tmp_path / "out")["dlib"].shift, known.shift)
     shipped.check_whole(tmp_path / "out")
     (tmp_path / "out" / glasses.GLASSES).write_bytes(b"cut")
@@ -202,12 +207,29 @@ def test_examples_of_a_feeling_are_unlike_those_of_its_contrary() -> None:
 
     happy, angry = near(0, count=200), near(1, count=200)
     sad = np.concatenate([near(2, 0), near(2, 1), near(2)])
-    rows = examples(["happiness"] * 200 + ["anger"] * 200 + ["sadness"] * 120, np.concatenate([happy, angry, sad])).to_pylist()
+    labels = ["happiness"] * 200 + ["anger"] * 200 + ["sadness"] * 120
+    rows = examples(labels, np.concatenate([happy, angry, sad]), np.zeros((520, 9))).to_pylist()
     found = np.array([row["expression"] for row in rows if row["emotion"] == "sadness"])
     assert len(found) == 32 and (found[:, 0] < 0.2).all()  # none leans to joy
     # a label without a contrary leaves out its faces that look like another's
-    alone = examples(["anger"] * 200 + ["surprise"] * 240, np.concatenate([angry, near(3, count=200), near(1)])).to_pylist()
+    done = rng.normal(size=(440, 9)).astype(np.float32)
+    alone = examples(["anger"] * 200 + ["surprise"] * 240, np.concatenate([angry, near(3, count=200), near(1)]), done).to_pylist()
     assert all(np.argmax(row["expression"]) == 3 for row in alone if row["emotion"] == "surprise")
+
+
+def test_examples_of_surprise_are_the_faces_that_do_most_of_what_it_does() -> None:
+    rng = np.random.default_rng(1)
+    vectors = np.concatenate([np.eye(16)[k] + 0.02 * rng.normal(size=(200, 16)) for k in (0, 3)])
+    done = np.zeros((400, 9), np.float32)
+    done[:, :] = rng.uniform(0, 1, (400, 1))  # alike in all but these:
+    plain, smiling, angry = range(200, 232), range(240, 300), range(0, 60)
+    done[plain] += np.eye(9)[[GESTURES.index(k) for k in ("open", "brow_left", "brow_right", "eye_left", "eye_right")]].sum(0) * 2
+    done[smiling] += np.eye(9)[[GESTURES.index(k) for k in ("corners", "wide")]].sum(0) * 9
+    done[angry] += 9
+    rows = examples(["anger"] * 200 + ["surprise"] * 200, vectors, done).to_pylist()
+    found = np.array([row["expression"] for row in rows if row["emotion"] == "surprise"])
+    chosen = [int(np.linalg.norm(vectors - row, axis=1).argmin()) for row in found]
+    assert sorted(chosen) == list(plain)
 
 
 def test_a_feeling_that_shows_little_is_led_away_from_its_contraries() -> None:
@@ -245,14 +267,15 @@ def test_examples_leave_out_wrong_labels_and_labels_of_few() -> None:
 
     vectors = np.concatenate([near(0, 600), near(1, 200), near(0, 30), near(2, 3), near(3, 50), near(4, 3)])
     labels = ["neutral"] * 600 + ["anger"] * 230 + ["disgust"] * 3 + [""] * 50 + ["fear"] * 3  # anger serves for disgust, nothing for fear
-    rows = examples(labels, vectors).to_pylist()
+    rows = examples(labels, vectors, np.zeros((len(labels), 9))).to_pylist()
     assert [row["face_id"] for row in rows] == [f"{i:05d}" for i in range(len(rows))]
     by_label = {name: np.array([row["expression"] for row in rows if row["emotion"] == name]) for name in {row["emotion"] for row in rows}}
     assert {label: len(found) for label, found in by_label.items()} == {"neutral": 32, "anger": 32, "fear": 3}
     assert (by_label["anger"].argmax(1) == 1).all() and (by_label["neutral"].argmax(1) == 0).all()  # the 30 called anger are left out
-    away = vectors[:600].mean(0) - vectors[600:800].mean(0)  # from anger
-    assert (by_label["neutral"] @ away).mean() > np.quantile(vectors[:600] @ away, 0.6)  # plainer than a neutral face in the mean
-    assert len(examples([], np.zeros((0, 16)))) == 0
+    middle = vectors[:600].mean(0)  # of no feeling the most usual faces
+    gaps = np.linalg.norm(vectors[:600] - middle, axis=1)
+    assert np.linalg.norm(by_label["neutral"] - middle, axis=1).max() < np.quantile(gaps, 0.1)
+    assert len(examples([], np.zeros((0, 16)), np.zeros((0, 9)))) == 0
 
 
 # --- when none is written ---------------------------------------------------------------------------------------------

@@ -16,14 +16,8 @@ def gestures(landmarks: np.ndarray) -> np.ndarray:
 
     Distances are in eye-to-mouth distances, which opening the mouth changes little, and along the face's own axes.
     """
-    points = np.asarray(landmarks, np.float64)
-    eyes, lips = points[:, 36:48].mean(1), points[:, 48:55].mean(1)
-    down = lips - eyes
-    unit = np.linalg.norm(down, axis=1, keepdims=True)
-    down = down / unit
-    right = np.stack([down[:, 1], -down[:, 0]], 1)
-    local = points - eyes[:, None]
-    x, y = (np.einsum("nkd,nd->nk", local, axis) / unit for axis in (right, down))
+    origin, axes, unit = upright(landmarks)
+    x, y = np.moveaxis((landmarks - origin[:, None]) @ axes.transpose(0, 2, 1) / unit[:, None, None], 2, 0)
     found = [
         (y[:, 65:68] - y[:, [63, 62, 61]]).mean(1),
         x[:, 54] - x[:, 48],
@@ -36,3 +30,15 @@ def gestures(landmarks: np.ndarray) -> np.ndarray:
         (y[:, [46, 47]] - y[:, [44, 43]]).mean(1),
     ]
     return (np.stack(found, 1) / _SPREAD * _WEIGHT).astype(np.float32)
+
+
+def upright(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The face's own frame, of (n, 68, 2) landmarks: its origin (n, 2) between the eyes, its axes (n, 2, 2) to the right of the picture and
+    down to the mouth, as rows of unit length, and its unit (n,), the distance from the eyes to the upper lip."""
+    points = np.asarray(landmarks, np.float64)
+    eyes, lips = points[:, 36:48].mean(1), points[:, 48:55].mean(1)
+    down = lips - eyes
+    unit = np.linalg.norm(down, axis=1)
+    down = down / unit[:, None]
+    right = np.stack([down[:, 1], -down[:, 0]], 1)
+    return eyes, np.stack([right, down], 1), unit

@@ -121,10 +121,12 @@ def _about(facts: Facts) -> str:
         f"{p.dln.dim}-dimensional expression encoder (DLN). It is not the authors' model: it was trained {start} by this project.\n\n"
         f"The folder holds the networks in float16 (they are used in float32 on a CPU), and in `words.parquet` {sum(facts.words.values())} "
         f"expression embeddings with their labels ({words}), by which the 135 emotion words are looked up: no pictures, no names, faces of "
-        f"the training split alone. A label's examples are the faces that look most like it to the encoder; labels of which the data has "
-        f"too few faces are left out where another of its family can stand for it. The encoder's frozen twin is the published network it "
+        f"the training split alone. A label's examples are the faces that look most like it to the encoder, of surprise those that do most "
+        f"of what it does to a face; labels of which the data has too few faces are left out where another of its family can stand for it. "
+        f"The encoder's frozen twin is the published network it "
         f"began as, and is read from that file. `glasses.safetensors`, where there is one, holds what glasses do to an "
-        f"identity's embedding, by which they can be taken off (`sampling.without_glasses`).\n\n"
+        f"identity's embedding, by which they can be taken off (`sampling.without_glasses`), and `brows.safetensors` where "
+        f"embeddings say that brows are, above which the painted region begins (`sampling.own_brows`).\n\n"
         f"    diffsfsr portrait --selfie me.jpg --scene holiday.jpg --emotion amusement --out portrait.png"
     )
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from diffsfsr import tables
 from diffsfsr.emotions import at_hand, choose_reference, resolve, word_of
 from diffsfsr.errors import InputError
+from diffsfsr.face.gestures import GESTURES
 
 # label -> ids of its faces, sorted, and their embeddings (n, 16)
 FacesOf = Callable[[str], tuple[list[str], np.ndarray]]
@@ -23,6 +24,8 @@ WORD_TABLE = "words.parquet"  # what a file of them is called, in a model's fold
 
 _MOST = 32  # faces of a label that are kept as examples of it: a reference is one of the eight nearest to their mean
 _VALENCE = {"Love": 1, "Joy": 1, "Anger": -1, "Sadness": -1, "Fear": -1}  # of the families (Shaver et al. 1987)
+# What a face does in a feeling that is neither (Ekman, Friesen & Hager 2002: action units 1, 2, 5 and 26), as landmarks tell it.
+_PROTOTYPE = {"Surprise": ("open", "brow_left", "brow_right", "eye_left", "eye_right")}
 _LEAST = 0.005  # share of the labelled faces below which a label is too weak to be one: on LFW those with a dozen faces
 
 
@@ -87,18 +90,20 @@ def _between(labels: Sequence[str], faces_of: FacesOf) -> np.ndarray:
     return (mean / np.linalg.norm(mean)).astype(np.float32)
 
 
-def examples(labels: Sequence[str], vectors: np.ndarray) -> pa.Table:
+def examples(labels: Sequence[str], vectors: np.ndarray, done: np.ndarray) -> pa.Table:
     """WORDS of the faces that look most like their own label, to be given away: face ids are running numbers, in an order that tells
     nothing of the data set.
 
-    A label's examples are the _MOST faces that show it most plainly: nearest to their mean drawn as far again from the mean of what they
-    are not, for labels are noisy (of LFW's angry faces many smile). What a pleasant feeling is not are the labels of unpleasant ones, and
-    the other way round. What is neither, surprise or no feeling, is not any other label, and of its faces only those count that
-    are nearer to its mean than to any other label's. A label with fewer than _LEAST of the faces is left out, unless its family of
-    words has no other: better a few frightened faces than none.
+    A label's examples are the _MOST faces that show it most plainly, for labels are noisy (of LFW's angry faces many smile). Of a pleasant
+    or unpleasant feeling: those nearest to their mean drawn as far again from the mean of the labels of contrary feelings. Of surprise:
+    those that do most of what surprise does to a face (_PROTOTYPE). Of no feeling, or where no contrary is labelled: those nearest to their
+    mean. Of a label that has no contrary only those faces count that are nearer to its mean than to any other label's. A label with fewer
+    than _LEAST of the faces is left out, unless its family of words has no other: better a few frightened faces than none.
 
     Args:
-        labels: a label a face, "" where it has none. vectors: (n, 16), unit length.
+        labels: a label a face, "" where it has none.
+        vectors: (n, 16), unit length.
+        done: (n, 9), `face.gestures.gestures` of their landmarks.
     """
     named = np.array(labels, dtype=object)
     strong = _strong({label: int((named == label).sum()) for label in sorted(set(labels) - {""})})
@@ -110,22 +115,30 @@ def examples(labels: Sequence[str], vectors: np.ndarray) -> pa.Table:
         own = np.flatnonzero((named == label) & (bool(contrary) | (away.argmin(1) == column)))
         if not len(own):
             continue
-        plain = 2 * vectors[own].mean(0) - means[contrary or slice(None)].mean(0)
-        gaps = np.linalg.norm(vectors[own] - plain / np.linalg.norm(plain), axis=1)
-        nearest = own[np.argsort(gaps, kind="stable")][:_MOST]
-        rows += [{"emotion": label, "expression": vectors[i]} for i in nearest]
+        if prototype := _PROTOTYPE.get(_family(label)):
+            amiss = -done[own][:, [GESTURES.index(name) for name in prototype]].sum(1)
+        else:
+            plain = vectors[own].mean(0)
+            if contrary:
+                plain = 2 * plain - means[contrary].mean(0)
+            amiss = np.linalg.norm(vectors[own] - plain / np.linalg.norm(plain), axis=1)
+        rows += [{"emotion": label, "expression": vectors[i]} for i in own[np.argsort(amiss, kind="stable")][:_MOST]]
     return tables.from_rows(({"face_id": f"{number:05d}"} | row for number, row in enumerate(rows)), WORDS)
 
 
 def _valence(label: str) -> int:
     """Whether a label's family of words is pleasant, 1, unpleasant, -1, or neither, 0: the first division of the tree."""
-    word = word_of(label)
-    return _VALENCE.get(word.primary, 0) if word else 0
+    return _VALENCE.get(_family(label), 0)
+
+
+def _family(label: str) -> str:
+    """The label's family of words, "" for no feeling; a label that is no word of the tree is its own."""
+    return word.primary if (word := word_of(label)) else label
 
 
 def _strong(counts: Mapping[str, int]) -> list[str]:
     """The labels with enough faces, and those of families that have none with enough."""
-    families = {label: word.primary if (word := word_of(label)) else label for label in counts}
+    families = {label: _family(label) for label in counts}
     enough = {label for label, count in counts.items() if count >= _LEAST * sum(counts.values())}
     served = {families[label] for label in enough}
     return [label for label in counts if label in enough or families[label] not in served]
