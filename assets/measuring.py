@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from diffsfsr.evaluation.methods import Method
     from diffsfsr.evaluation.protocols import References, Result
 
-EVALUATION_VERSION = 4  # goes up with every change of what is measured
+EVALUATION_VERSION = 5  # goes up with every change of what is measured
 Tell = Callable[[str], object]
 
 

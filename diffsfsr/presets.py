@@ -84,7 +84,15 @@ PRESETS: dict[str, Preset] = {
         ),
         training=replace(_SMALL.training, steps=13_800, batch=16, lr=3e-4, decay_from=11_600, validate_every=1000),
         sampling=Sampling(
-            sampler="ddim", steps=25, guidance=1.4, guidance_max_t=500, negative=True, eta=0.9, without_glasses=True, scene_light=True
+            sampler="ddim",
+            steps=25,
+            guidance=1.4,
+            guidance_max_t=500,
+            negative=True,
+            eta=0.9,
+            without_glasses=True,
+            own_brows=True,
+            scene_light=True,
         ),
     ),
     "demo": replace(

@@ -44,9 +44,11 @@ def fulfil(wanted: Travel, serving: Serving, out: Path) -> tuple[dict[str, Any],
     selfies, scene = photographs(wanted, studio)
     wishes = {name: getattr(wanted, name) for name in ("task", "steps", "sampler", "seed", "face")}
     sitting = studio.sit(selfies, scene, None, **wishes)
-    stations, facts = _stations(wanted, sitting, serving)
+    stations, plain, facts = _stations(wanted, sitting, serving)
     way, near = sampling.travel(stations, wanted.frames)
-    painted, last = _paint(studio, [dataclasses.replace(sitting, expression=expression) for expression in way])
+    masks = [studio.mask(sitting.target, sitting.identity, expression) for expression in sampling.travel(plain, wanted.frames)[0]]
+    frames = [dataclasses.replace(sitting, expression=shown, mask=mask) for shown, mask in zip(way, masks, strict=True)]
+    painted, last = _paint(studio, frames)
     names = [Path(name).stem if room.is_photograph(name) else name for name in wanted.through]
     words = {frame: " / ".join(name for name, at in zip(names, near, strict=True) if at == frame) for frame in near}
     sha256 = room.write(out, painted, words)
@@ -56,15 +58,15 @@ def fulfil(wanted: Travel, serving: Serving, out: Path) -> tuple[dict[str, Any],
     return sidecar, painted
 
 
-def _stations(wanted: Travel, sitting: Sitting, serving: Serving) -> tuple[Any, list[dict[str, Any]]]:
-    """Unit expression embeddings (n, 16), and how each was found."""
+def _stations(wanted: Travel, sitting: Sitting, serving: Serving) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """Unit expression embeddings (n, 16), the same without exaggeration, and how each was found."""
     import torch
 
     from diffsfsr.model.sampling import expression_strength
     from diffsfsr.portrait.sitting import photograph
     from diffsfsr.portrait.travel import OWN, is_photograph
 
-    found, facts = [], []
+    found, plain, facts = [], [], []
     for name in wanted.through:
         if name == OWN:
             station, fact = sitting.own, {"scene": "its own expression"}
@@ -75,8 +77,9 @@ def _stations(wanted: Travel, sitting: Sitting, serving: Serving) -> tuple[Any, 
             vector, fact, _ = serving.expression(name, wanted.seed)  # between two feelings none is the contrary one
             station = torch.from_numpy(vector).to(sitting.own)
         found.append(expression_strength(sitting.own, station, wanted.strength))
+        plain.append(expression_strength(sitting.own, station, min(wanted.strength, 1.0)))
         facts.append(fact)
-    return torch.stack(found), facts
+    return torch.stack(found), torch.stack(plain), facts
 
 
 def _paint(studio: Any, sittings: list[Sitting]) -> tuple[list[np.ndarray], Portrait]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffsfsr import config, presets
 from diffsfsr.config import Preset
-from diffsfsr.errors import NotReady
+from diffsfsr.errors import InputError, NotReady
 from diffsfsr.model.diffusion import NoiseSchedule, add_noise, posterior_jump
 from diffsfsr.training import losses
 from diffsfsr.training.data import Batch, Position
@@ -497,6 +497,31 @@ def test_a_model_is_saved_with_what_glasses_do_to_whom_it_is_told_of(
     on = DiffusionObjective(preset(), replace(objective.inputs, start_from=str(tmp_path / "model"), crops=()))
     on.save(tmp_path / "on")  # a few people of one's own cannot tell it anew
     assert torch.equal(glasses.load(tmp_path / "on")["dlib"].shift, known["shift"]) and len(asked) == 1
+
+
+def test_a_model_is_saved_with_where_brows_are(
+    build: Callable[..., DiffusionObjective], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffsfsr.encoders import brows
+
+    objective = build()
+    objective.save(tmp_path / "few")
+    assert brows.load(tmp_path / "few") is None  # too few faces to tell
+    monkeypatch.setattr(brows, "_FEWEST", 5)
+    objective.save(tmp_path / "model")
+    known = brows.load(tmp_path / "model", objective.network.tokens.dims)
+    rows = [i for i in range(ROWS) if i != ABSENT]
+    data = objective.data
+    wanted = brows.told(*(part.numpy()[rows] for part in (data.landmarks, data.expression)), {"dlib": data.identity["dlib"].numpy()[rows]})
+    assert known is not None and wanted is not None
+    assert all(torch.equal(known.moves[name], part) for name, part in wanted.moves.items())
+    monkeypatch.setattr(brows, "told", lambda *given: pytest.fail("told anew"))
+    on = DiffusionObjective(preset(), replace(objective.inputs, start_from=str(tmp_path / "model")))
+    on.save(tmp_path / "on")  # a few people of one's own cannot tell it anew
+    (tmp_path / "model" / brows.BROWS).write_bytes(b"short")
+    with pytest.raises(InputError, match=r"is no whole model \(.*brows.safetensors"):
+        DiffusionObjective(preset(), replace(objective.inputs, start_from=str(tmp_path / "model")))
+    assert torch.equal(brows.load(tmp_path / "on").moves["expression"], known.moves["expression"])  # type: ignore[union-attr]
 
 
 def test_missing_networks_say_what_to_do(inputs: Inputs) -> None:

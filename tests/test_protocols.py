@@ -164,6 +164,31 @@ def test_one_byte_of_the_background_moves_the_background_alone_beside_the_pixels
     assert (result.column("background") == 1).all()
 
 
+def test_a_method_that_says_what_it_may_change_is_held_to_that(faces):
+    """One that changes a byte beside its own region, and one in the scene's that is not in its own."""
+
+    class Regional(Copy):
+        def regions(self, items):
+            crops = np.stack([faces.crops[item.scene] for item in items])
+            regions = parser("hull").masks(crops, faces.landmarks[[item.scene for item in items]])
+            regions[:, : crops.shape[1] // 2] = 0
+            regions[:, 0, 0] = 1
+            return regions
+
+    def touched(at):
+        def change(picture, item, seed):
+            made = picture.copy()
+            made[at] ^= 4
+            return made
+
+        return change
+
+    pairs, middle = _pairs(faces, "all", 4), faces.crops[0].shape[0] // 2
+    for at, seen in (((0, 0), 0), ((0, 1), 4), ((middle - 4, middle), 4)):
+        made = evaluate(Outputs(None, Regional(faces, "scene", touched(at)), pairs, faces), References(faces, _judges()))
+        assert (made.column("background") == seen).all()
+
+
 def test_blur_moves_the_pixels_and_neither_identity_nor_pose(faces):
     import cv2
 

@@ -111,15 +111,26 @@ def test_a_strip_moves_the_expression_and_nothing_else(there: Path, studio: Stud
     assert run("verify", "s.png").code == 2
 
 
-def test_ends_of_a_travel_are_the_portraits_of_its_stations(there: Path, studio: Studio) -> None:
-    """Where the preset leads no word away from its contrary, as this one: between two feelings a travel never does."""
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_ends_of_a_travel_are_the_portraits_of_its_stations(
+    there: Path, studio: Studio, monkeypatch: pytest.MonkeyPatch, strength: float
+) -> None:
+    """Where the preset leads no word away from its contrary, as this one: between two feelings a travel never does. Each frame has the
+    facial region of its own expression: here happiness lifts the brows and sadness lowers them."""
     from assets.portraits import fulfil
+    from diffsfsr.encoders.brows import Brows
     from diffsfsr.portrait.order import Order
 
-    assert run(*WHO.split(), *"--through happiness --through sadness --frames 3 --seed 4 --strength 0.5 --out s.png".split()).code == 0
+    sampling = dataclasses.replace(studio.preset.sampling, own_brows=True)
+    monkeypatch.setattr(studio, "preset", dataclasses.replace(studio.preset, sampling=sampling))
+    moves = torch.zeros(16, 10)
+    moves[0], moves[1] = -0.2, 0.2
+    monkeypatch.setattr(studio, "brows", Brows({"expression": moves}))
+    told = f"--through happiness --through sadness --frames 3 --seed 4 --strength {strength} --out s.png"
+    assert run(*WHO.split(), *told.split()).code == 0
     first, _, last = frames_of(there / "s.png", 3)
     for word, frame in (("happiness", first), ("sadness", last)):
-        _, portrait = fulfil(Order(word, ("hanks.png",), "place.png", strength=0.5, seed=4), look.champion())
+        _, portrait = fulfil(Order(word, ("hanks.png",), "place.png", strength=strength, seed=4), look.champion())
         assert np.abs(portrait.astype(int) - frame).max() <= 1
 
 

@@ -16,7 +16,7 @@ from diffsfsr.face.warping import FEATHER
 from diffsfsr.portrait.compose import Studio
 
 _IN_PLACE = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-_RECIPE = 5  # goes up with every change of what is made below
+_RECIPE = 6  # goes up with every change of what is made below
 
 
 class Ours:
@@ -42,14 +42,22 @@ class Ours:
         self, items: Sequence[Item], expressions: Tensor, seeds: Sequence[int], negative: Tensor | None = None
     ) -> list[Picture | None]:
         """The items with other expressions (B, 16) than those of their expression images, away from the `negative` ones where given."""
-        scenes, studio = roles(items, "scene"), self.studio
-        crops = np.stack([self.faces.crops[i] for i in scenes])
-        masks = studio.parser.masks(crops, self.faces.landmarks[scenes])
-        who = studio.identity(*self._seen(roles(items, "identity")))
-        made = studio.generate(
-            to_tensor(crops).to(studio.device), masks, self.faces.landmarks[scenes], who, expressions, seeds, negative=negative
-        )
+        crops, landmarks, who = self._sitters(items)
+        masks = self.studio.masks(crops, landmarks, who, expressions)
+        scenes = to_tensor(crops).to(self.studio.device)
+        made = self.studio.generate(scenes, masks, landmarks, who, expressions, seeds, negative=negative)
         return [paste_back(scene, crop, _IN_PLACE, mask, FEATHER) for scene, crop, mask in zip(crops, made, masks, strict=True)]
+
+    @torch.inference_mode()
+    def regions(self, items: Sequence[Item]) -> np.ndarray:
+        """(B, S, S), 0 and 1: what of the items' scenes is painted."""
+        return self.studio.masks(*self._sitters(items), self.expressions(roles(items, "expression")))
+
+    def _sitters(self, items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray, dict[str, Tensor]]:
+        """Crops of the scenes, their landmarks, and who is shown."""
+        scenes = roles(items, "scene")
+        who = self.studio.identity(*self._seen(roles(items, "identity")))
+        return np.stack([self.faces.crops[i] for i in scenes]), self.faces.landmarks[scenes], who
 
     def _seen(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         images = to_tensor(np.stack([self.faces.crops[i] for i in indices]))

@@ -6,7 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,14 @@ class Method(Protocol):
 
     def __call__(self, items: Sequence[Item], seeds: Sequence[int]) -> list[Picture | None]:
         """Finished crops, (S, S, 3) uint8 in the frame of the scene's crop; None where it gave none, which counts as a failure."""
+
+
+@runtime_checkable
+class Regional(Protocol):
+    """A method whose facial region is not the scene's face alone: it begins above the brows of who is shown."""
+
+    def regions(self, items: Sequence[Item]) -> np.ndarray:
+        """(B, S, S), 0 and 1: what of the items' scenes it may change."""
 
 
 Make = Callable[[Faces], Method]  # a method is made over the faces it works on

@@ -17,7 +17,7 @@ from diffsfsr.evaluation import metrics
 from diffsfsr.evaluation.fid import Moments, frechet
 from diffsfsr.evaluation.items import ROLES, Faces, Item, Picture, Task, face_ids, roles
 from diffsfsr.evaluation.judges import Judges
-from diffsfsr.evaluation.methods import face_in_place
+from diffsfsr.evaluation.methods import Method, Regional, face_in_place
 from diffsfsr.evaluation.outputs import Outputs
 
 Row = dict[str, Any]
@@ -125,7 +125,8 @@ def evaluate(
     Each output's face is found again (`find_faces`, default alignment.align_all); where no face stands in the scene's face's place, or
     the method gave no picture, the row has `found` False and no value of what a face is measured by. The reference of identity is the
     identity image, of expression the expression image, of pose the scene, each measured as the output is. MSE, PSNR and SSIM are
-    measured where all three inputs are the same photograph; background and seam against the facial region of the scene.
+    measured where all three inputs are the same photograph; background and seam against the facial region: the method's own where it says
+    which that is (`methods.Regional`), else that of the scene.
 
     In the rows `distinct` says whether an item's images are of as many people as its task wants, `emotion` is the label of the expression
     image, `id_scene_cosine` the likeness to the scene's own person, `smile` and `jaw_open` coefficients (0..1) as shown, and as
@@ -133,7 +134,7 @@ def evaluate(
     """
     from diffsfsr.face.alignment import align_all
 
-    items, seen = outputs.pairs.items, _Seen(references, find_faces or align_all)
+    items, seen = outputs.pairs.items, _Seen(references, find_faces or align_all, outputs.method)
     for places, pictures in outputs.batches(batch):
         seen.add([items[i] for i in places], pictures)
         if progress:
@@ -148,8 +149,8 @@ def evaluate(
 class _Seen:
     """What is measured while the outputs pass: values (n,), and (n, D) of each judge with NaN rows where there is no face."""
 
-    def __init__(self, references: References, find_faces: FindFaces) -> None:
-        self.references, self.find_faces = references, find_faces
+    def __init__(self, references: References, find_faces: FindFaces, method: Method) -> None:
+        self.references, self.find_faces, self.method = references, find_faces, method
         self.found: list[bool] = []
         self.pixels: list[dict[str, float]] = []
         self.vectors: dict[str, list[np.ndarray | None]] = {role: [] for role in references.judges.named}
@@ -158,7 +159,8 @@ class _Seen:
     def add(self, items: Sequence[Item], pictures: Sequence[Picture | None]) -> None:
         scenes = roles(items, "scene")
         crops, landmarks = self.references.crops(scenes), self.references.faces.landmarks[scenes]
-        masks = self.references.judges.region.masks(crops, landmarks)
+        own = self.method.regions(items) if isinstance(self.method, Regional) else None
+        masks = self.references.judges.region.masks(crops, landmarks) if own is None else own
         self.pixels += [_pixels(*each) for each in zip(items, pictures, crops, masks, strict=True)]
         marks = [None if p is None else face_in_place(self.find_faces(p, len(p)), own) for p, own in zip(pictures, landmarks, strict=True)]
         self.found += [points is not None for points in marks]

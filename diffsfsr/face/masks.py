@@ -20,12 +20,13 @@ _SPECK = 0.0004  # of the crop's area: fewer pixels of glasses or hair are a par
 _SEEN = 0.7  # of the inner face: where a parser finds less, it has missed the face
 
 
-def hull_mask(crop_landmarks: np.ndarray, size: int) -> np.ndarray:
+def hull_mask(crop_landmarks: np.ndarray, size: int, brows: np.ndarray | None = None) -> np.ndarray:
     """The landmark hull: (68, 2) landmarks in crop pixels -> (size, size) uint8, 1 inside the facial region, 0 outside.
 
-    The convex hull of the landmarks, its brows lifted toward the forehead, a little dilated.
+    The convex hull of the landmarks, its brows lifted toward the forehead, a little dilated. With `brows` (10, 2) of the face that is to
+    stand there, those are lifted, and the landmarks' own only hidden.
     """
-    return _lifted_hull(crop_landmarks, size, _FOREHEAD, _TEMPLES, _DILATION)
+    return _lifted_hull(crop_landmarks, size, _FOREHEAD, _TEMPLES, _DILATION, brows)
 
 
 def tidy(region: np.ndarray, glasses: np.ndarray, over: np.ndarray, crop_landmarks: np.ndarray) -> np.ndarray:
@@ -51,13 +52,15 @@ def tidy(region: np.ndarray, glasses: np.ndarray, over: np.ndarray, crop_landmar
     return (_dilated(whole & ~over, size, _DILATION) & ~over).astype(np.uint8)
 
 
-def _lifted_hull(crop_landmarks: np.ndarray, size: int, lift: float, temples: float, dilation: float) -> np.ndarray:
+def _lifted_hull(
+    crop_landmarks: np.ndarray, size: int, lift: float, temples: float, dilation: float, brows: np.ndarray | None = None
+) -> np.ndarray:
     points = np.asarray(crop_landmarks, np.float64)
     eyes, mouth = points[36:48].mean(axis=0), points[48:60].mean(axis=0)
     shares = np.ones((10, 1))
     shares[[0, 9]] = temples
-    brows = points[17:27] + (eyes - mouth) * lift * shares
-    return _dilated(_filled_hull(np.concatenate([points, brows]), size), size, dilation)
+    top = (points[17:27] if brows is None else brows) + (eyes - mouth) * lift * shares
+    return _dilated(_filled_hull(np.concatenate([points, top]), size), size, dilation)
 
 
 def _filled_hull(points: np.ndarray, size: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffsfsr.config import Preset
-from diffsfsr.encoders import glasses
+from diffsfsr.encoders import brows, glasses
 from diffsfsr.encoders.compound import Average, CompoundIdentity, average, same_person
 from diffsfsr.encoders.dln import Dln
 from diffsfsr.errors import InputError, NotReady
@@ -26,6 +26,7 @@ from diffsfsr.face import tone
 from diffsfsr.face.alignment import AlignedFace, align, paste_back
 from diffsfsr.face.glasses import wears_glasses
 from diffsfsr.face.images import Rejected, to_tensor, to_uint8
+from diffsfsr.face.masks import hull_mask
 from diffsfsr.face.parsing import parser
 from diffsfsr.face.warping import FEATHER
 from diffsfsr.model.pipeline import DiffSFSRPipeline, inference_dtype
@@ -90,6 +91,7 @@ class Studio:
             self.pipeline = DiffSFSRPipeline.from_pretrained(folder, dtype=inference_dtype(self.device)).to(self.device)
             self.dln = Dln.load(folder / "dln").to(self.device)
             self.glasses = glasses.load(folder, self.pipeline.tokens.dims)
+            self.brows = brows.load(folder, self.pipeline.tokens.dims)
         except (OSError, ValueError, SafetensorError) as error:
             why = str(error).splitlines()[0]
             raise InputError(f"{folder} is no whole model ({why}): put it there again, or name another") from error
@@ -131,9 +133,25 @@ class Studio:
             return self.dln(*self._tensors([face]))
 
     def _tensors(self, faces: Sequence[AlignedFace]) -> tuple[Tensor, Tensor]:
-        images = to_tensor(np.stack([face.crop for face in faces]))
-        landmarks = torch.from_numpy(np.stack([face.crop_landmarks for face in faces]).astype(np.float32))
-        return images.to(self.device), landmarks.to(self.device)
+        crops, landmarks = _stacked(faces)
+        return to_tensor(crops).to(self.device), torch.from_numpy(landmarks).to(self.device)
+
+    def mask(self, target: AlignedFace, identity: Mapping[str, Tensor], expression: Tensor) -> np.ndarray:
+        """The facial region (S, S), 0 and 1, of a scene's face for embeddings (D,). No exaggeration is to be told of: from a region that is
+        far from the scene's face a network that saw none such paints no whole one."""
+        return self.masks(*_stacked([target]), {name: part[None] for name, part in identity.items()}, expression[None])[0]
+
+    @torch.inference_mode()
+    def masks(self, crops: np.ndarray, landmarks: np.ndarray, identity: dict[str, Tensor], expression: Tensor) -> np.ndarray:
+        """The facial regions (B, S, S), 0 and 1, of scenes' crops (B, S, S, 3) for who is to be shown there, embeddings of B rows. Where
+        the preset's sampling asks for it, a landmark hull begins above that face's brows."""
+        if not (self.preset.sampling.own_brows and self.brows and self.parser.name == "hull" and len(landmarks)):
+            return self.parser.masks(crops, landmarks)
+        scenes = to_tensor(crops).to(self.device), torch.from_numpy(np.float32(landmarks)).to(self.device)
+        there = self.identity(*scenes)
+        apart = {name: part - there[name] for name, part in identity.items() if name in there}
+        theirs = self.brows.moved(landmarks, expression - self.dln(*scenes), apart)
+        return np.stack([hull_mask(points, crops.shape[1], own) for points, own in zip(landmarks, theirs, strict=True)])
 
     def compose(self, selfies: Sequence[AlignedFace], scene: np.ndarray, expression: np.ndarray | None, **wishes: Any) -> Portrait:
         """Make one portrait; the arguments are those of `sit`."""
@@ -166,7 +184,6 @@ class Studio:
         timesteps(make_scheduler(self.preset.schedule, sampler), steps)
         with clock.time("align"):
             target = self.face(scene, "the scene", face)
-            mask = self.parser.masks(target.crop[None], target.crop_landmarks[None])[0]
             if self.parser.name != "segformer" and wears_glasses(target.crop, target.crop_landmarks):
                 print(_GLASSES, file=sys.stderr, flush=True)
         with clock.time("embed"):
@@ -177,6 +194,7 @@ class Studio:
             shown = expression_strength(own, wanted, strength)
             led = self.preset.sampling.negative and task != "identity"
             away = self._away(own, negative, strength) if led else None
+            mask = self.mask(target, identity, expression_strength(own, wanted, min(strength, 1.0)))
         outliers = {name: tuple(map(int, found.outliers)) for name, found in people.items() if found.outliers}
         for name in outliers:
             print(_told(name, people[name]), file=sys.stderr, flush=True)
@@ -247,6 +265,11 @@ class Studio:
         if not self.preset.sampling.scene_light:
             return made
         return np.stack([tone.matched(*crops) for crops in zip(made, to_uint8(scenes.cpu()), masks, strict=True)])
+
+
+def _stacked(faces: Sequence[AlignedFace]) -> tuple[np.ndarray, np.ndarray]:
+    """Crops (B, S, S, 3) uint8 and their landmarks (B, 68, 2) float32."""
+    return np.stack([face.crop for face in faces]), np.stack([face.crop_landmarks for face in faces]).astype(np.float32)
 
 
 _GLASSES = "the scene's face seems to wear glasses: what of them lies outside the facial region stays; a scene without may serve better"

@@ -4,6 +4,7 @@ model_index.json unet/ vae/ tokens/ scheduler/    the saved pipeline, its weight
 dln/                                              the expression encoder, in float16 and without its frozen twin
 preset.json                                       what it was trained by
 glasses.safetensors                               what glasses do to an identity (diffsfsr.encoders.glasses); where the faces told it
+brows.safetensors                                 where embeddings say that brows are (diffsfsr.encoders.brows); where the faces told it
 words.parquet                                     labelled expressions, as that encoder sees them (diffsfsr.portrait.words)
 evaluation.json README.md                         what was measured of it and what trained it, its words counted; and its model card
 
@@ -32,7 +33,9 @@ LARGEST = 60_000_000  # bytes in all: more does not go into a package
 _CARD, _EVALUATION, _PRESET = "README.md", "evaluation.json", "preset.json"
 SAID = (_CARD, _EVALUATION)  # what is only said of a model
 _NETWORKS = ("unet", "vae", "tokens", "dln")
-_PARTS = frozenset({*SAID, *_NETWORKS, _PRESET, "words.parquet", "glasses.safetensors", "model_index.json", "scheduler"})
+_PARTS = frozenset(
+    {*SAID, *_NETWORKS, _PRESET, "words.parquet", "glasses.safetensors", "brows.safetensors", "model_index.json", "scheduler"}
+)
 
 
 def folder() -> Path | None:
@@ -146,7 +149,7 @@ def write(out: Path, model: Path, words: pa.Table, record: dict[str, Any], card:
 
 def _networks(part: Path, model: Path) -> str:
     """The networks in float16, without a word of where they were; returns the version of the expression encoder."""
-    from diffsfsr.encoders import glasses
+    from diffsfsr.encoders import brows, glasses
     from diffsfsr.encoders.dln import Dln
     from diffsfsr.model.autoencoder import LatentAutoencoder
     from diffsfsr.model.pipeline import DiffSFSRPipeline
@@ -158,6 +161,7 @@ def _networks(part: Path, model: Path) -> str:
     pipeline.save_pretrained(part)
     Dln.load(model / "dln").save(part / "dln", half=True)
     glasses.save(glasses.load(model), part)
+    brows.save(brows.load(model), part)
     return Dln.load(part / "dln").version  # refuses one whose frozen twin is not the published network
 
 

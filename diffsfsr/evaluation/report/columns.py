@@ -101,7 +101,7 @@ COLUMNS = (
     ),
     Column(
         *("background", "Background, of 255", 1.0, "lower", "region"),
-        "The largest change of any byte outside the facial region. Our paste-back leaves 0.",
+        "The largest change of any byte outside the facial region: a method's own, where it says which that is. Our paste-back leaves 0.",
     ),
     Column(
         *("seam", "Seam, Lab", 1.0, "lower", "region"),

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffsfsr.config import Conditioning, Preset
-from diffsfsr.encoders import glasses
+from diffsfsr.encoders import brows, glasses
+from diffsfsr.encoders.brows import Brows
 from diffsfsr.encoders.glasses import Glasses
+from diffsfsr.errors import InputError
 from diffsfsr.training import losses
 from diffsfsr.training.data import Batch, Position, Triplets, column, faces_with_glasses, read_shards
 from diffsfsr.training.run import Inputs
@@ -57,6 +60,7 @@ class DiffusionObjective:
             self.network.tokens.set_means({name: self.means[name] for name in dims})
         else:  # a few photographs of one person have that person for a mean, which would take who it is away; L_id goes without the others
             self.means = {name: mean for name, mean in self.network.tokens.means().items() if name in dims}
+        self.glasses, self.brows = ({}, None) if new else self._brought()
         if preset.training.gradient_checkpointing:
             self.network.unet.enable_gradient_checkpointing()
 
@@ -187,24 +191,43 @@ class DiffusionObjective:
             return frozen(*inputs)
         return checkpoint(frozen, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing in it is random
 
-    def _glasses(self) -> dict[str, Glasses]:
+    def _brought(self) -> tuple[dict[str, Glasses], Brows | None]:
+        """What the model that this one is trained on from knows of glasses and brows, asked before and not after the training."""
+        folder, dims = Path(self.inputs.start_from), self.network.tokens.dims
+        try:
+            return glasses.load(folder, dims), brows.load(folder, dims)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder} is no whole model ({error}): put it there again, or name another") from error
+
+    def _faces(self) -> pa.Table:
+        """The training faces as they are, without their other views."""
+        columns = ["face_id", "person", "landmarks", "expression", *(f"id_{name}" for name in self.preset.conditioning.identity)]
+        rows = read_shards(list(self.inputs.shards), "train", columns)
+        return rows.take(np.unique(rows["face_id"].to_pylist(), return_index=True)[1])
+
+    def _glasses(self, faces: pa.Table) -> dict[str, Glasses]:
         """What glasses do to the embeddings that condition, of those encoders and faces that tell it."""
         wears, found = faces_with_glasses(list(self.inputs.crops)), {}
-        columns = {name: f"id_{name}" for name in self.preset.conditioning.identity}
-        rows = read_shards(list(self.inputs.shards), "train", ["face_id", "person", *columns.values()])
-        ids, first = np.unique(rows["face_id"].to_pylist(), return_index=True)
-        faces = rows.take(first[[face_id in wears for face_id in ids]])  # without their other views, which have the same embeddings
-        for name, embedding in columns.items():
-            seen = faces.filter(faces[embedding].is_valid())
-            vectors = column(seen, embedding, (self.identity[name].dim,))
+        faces = faces.filter(pa.array([face_id in wears for face_id in faces["face_id"].to_pylist()], pa.bool_()))
+        for name in self.preset.conditioning.identity:
+            seen = faces.filter(faces[f"id_{name}"].is_valid())
+            vectors = column(seen, f"id_{name}", (self.identity[name].dim,))
             worn = np.array([wears[face_id] for face_id in seen["face_id"].to_pylist()], bool)
             if told := glasses.told(vectors, worn, seen["person"].to_pylist()):
                 found[name] = told
         return found
 
+    def _brows(self, faces: pa.Table) -> Brows | None:
+        """What the embeddings that condition say of where brows are, where the faces tell it."""
+        dims = {f"id_{name}": self.identity[name].dim for name in self.preset.conditioning.identity}
+        for name in dims:
+            faces = faces.filter(faces[name].is_valid())
+        identity = {name.removeprefix("id_"): column(faces, name, (dim,)) for name, dim in dims.items()}
+        return brows.told(column(faces, "landmarks", (68, 2)), column(faces, "expression", (self.dln.dim,)), identity)
+
     def save(self, folder: Path) -> None:
-        """A saved DiffSFSRPipeline with the DLN that speaks its expression language, what glasses do to an identity, the preset it was
-        trained by, and the words that the model it was trained on from brings."""
+        """A saved DiffSFSRPipeline with the DLN that speaks its expression language, what glasses do to an identity, where embeddings
+        say that brows are, the preset it was trained by, and the words that the model it was trained on from brings."""
         from diffsfsr import config, tables
         from diffsfsr.model.pipeline import DiffSFSRPipeline
         from diffsfsr.model.unet import DiffSFSR
@@ -216,7 +239,11 @@ class DiffusionObjective:
         self.autoencoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as safetensors wants it
         DiffSFSRPipeline.from_model(self.network, self.autoencoder, self.preset).save_pretrained(folder)
         self.dln.save(folder / "dln")
-        glasses.save((glasses.load(Path(began)) if began else {}) or self._glasses(), folder)
+        if not (self.glasses and self.brows):
+            faces = self._faces()
+            self.glasses, self.brows = self.glasses or self._glasses(faces), self.brows or self._brows(faces)
+        glasses.save(self.glasses, folder)
+        brows.save(self.brows, folder)
         tables.write_json(folder / "preset.json", config.to_dict(self.preset))
         words = Path(self.inputs.start_from, WORD_TABLE)
         if self.inputs.start_from and words.is_file():  # they are as this DLN sees them
