@@ -118,7 +118,7 @@ def test_a_file_of_them_comes_back_and_a_broken_one_is_told(tmp_path: Path) -> N
         brows.load(tmp_path, {"expression": 16})
     for part in (torch.full((16, 10), torch.nan), torch.zeros(16, 10, dtype=torch.int64)):
         save_file({"expression": part}, tmp_path / BROWS)
-        with pytest.raises(ValueError, match="no finite numbers for expression"):
+        with pytest.raises(ValueError, match="no finite numbers in expression"):
             brows.load(tmp_path)
     save_file({"dlib": torch.zeros(128, 10)}, tmp_path / BROWS)
     with pytest.raises(ValueError, match="lacks 'expression'"):
@@ -165,6 +165,25 @@ def test_a_studio_paints_from_above_the_brows_of_who_is_shown(tmp_path: Path, as
     (folder / BROWS).write_bytes(b"short")
     with pytest.raises(InputError, match=r"is no whole model \(.*brows.safetensors"):
         Studio(folder)
+
+
+def test_the_shipped_model_raises_brows_for_surprise_and_lowers_them_for_anger(astronaut: Path) -> None:
+    from diffsfsr.face.images import read
+    from diffsfsr.portrait import shipped
+    from diffsfsr.portrait.compose import Studio
+    from diffsfsr.portrait.words import beside
+
+    studio, words = Studio(shipped.PLACE), beside(shipped.PLACE)
+    assert studio.brows is not None and words is not None
+    face = studio.face(read(astronaut), "the scene")
+    who = {name: part[0] for name, part in studio.embed_identity([face]).items()}
+
+    def top(word: str) -> float:
+        """The mean first row of the region, over all that may stand for the word."""
+        found = [studio.mask(face, who, torch.from_numpy(words.reference(word, seed).vector)) for seed in range(8)]
+        return float(np.mean([mask.any(1).argmax() for mask in found]))
+
+    assert top("surprise") < top("neutral") - 1 and top("neutral") < top("anger")
 
 
 def test_a_parser_that_sees_the_face_keeps_its_region(astronaut: Path) -> None:

@@ -86,6 +86,9 @@ def test_a_file_of_them_comes_back_and_a_broken_one_is_told(tmp_path: Path) -> N
         assert all(torch.equal(a, b) for a, b in zip(dataclasses.astuple(own), dataclasses.astuple(again[name]), strict=True))
     from safetensors.torch import save_file
 
+    glasses.save({"dlib": dataclasses.replace(axis(128), offset=torch.tensor(torch.nan))}, tmp_path)
+    with pytest.raises(ValueError, match="no finite numbers in dlib.offset"):
+        glasses.load(tmp_path)
     save_file({"dlib.normal": torch.zeros(128)}, tmp_path / GLASSES)
     with pytest.raises(ValueError, match="lacks 'dlib.offset'"):
         glasses.load(tmp_path)

@@ -113,6 +113,24 @@ def test_the_folder_is_what_its_record_says(serving: Serving) -> None:
     assert presets.tuned(shipped.preset_of(shipped.PLACE).name) == "starter-tuned"
 
 
+def test_the_readme_says_what_its_record_says() -> None:
+    measured = shipped.evaluation(shipped.PLACE)["measured"]["lfw"]["all"]
+    text = " ".join((Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").split())
+    top1 = measured["id_top1"]
+
+    def said(name: str, digits: int) -> str:
+        return f"{measured[name]['mean']:.{digits}f}".removeprefix("0")
+
+    for sentence in (
+        f"finds the person first among 200 in {top1['mean']:g} % [{top1['low']:g}, {top1['high']:g}] of them",
+        f"the cosine to the person is {said('id_cosine', 2)}, to the scene's {said('id_scene_cosine', 3)}.",
+        f"(correlation of the smile {said('smile_correlation', 2)}, of the open jaw {said('jaw_correlation', 2)}, by MediaPipe's",
+        f"the head is turned {said('pose_error', 1)} degrees away in the mean",
+    ):
+        assert sentence in text
+    assert (measured["failure_rate"]["mean"], measured["background"]["mean"]) == (0, 0)  # a face in all, not a byte outside
+
+
 def test_its_glasses_are_seen_on_photographs(serving: Serving, faces_dir: Path) -> None:
     """As an eye sees them; and who takes them off is then seen without."""
     with_some, without = ("016", "020", "045"), ("001", "033", "036")

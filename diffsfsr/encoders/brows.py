@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffsfsr.encoders.pose_drift import pose_terms
+from diffsfsr.encoders.state_file import read_tensors
 from diffsfsr.face.gestures import upright
 
 BROWS = "brows.safetensors"  # what a file of it is called, in a model's folder
@@ -74,21 +75,13 @@ def save(brows: Brows | None, model: Path) -> None:
 def load(model: Path, dims: Mapping[str, int] | None = None) -> Brows | None:
     """What a saved model knows; None where that is nothing. Raises OSError or ValueError for a file that is broken, or
     does not fit embeddings of the widths `dims`, by encoder and of "expression"."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     file, points = model / BROWS, _AT.stop - _AT.start
     if not file.is_file():
         return None
-    try:
-        moves = load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file}: {error}") from error
+    moves = read_tensors(file)
     if _EXPRESSION not in moves:
         raise ValueError(f"{file} lacks '{_EXPRESSION}'")
     for name, part in moves.items():
         if part.ndim != 2 or part.shape[1] != points or (dims is not None and dims.get(name) != part.shape[0]):
             raise ValueError(f"{file} does not fit the embeddings of {name}")
-        if not part.is_floating_point() or not part.float().isfinite().all():
-            raise ValueError(f"{file} holds what are no finite numbers for {name}")
-    return Brows({name: part.float().clone() for name, part in moves.items()})  # what was loaded is the file itself, as long as that stands
+    return Brows(moves)

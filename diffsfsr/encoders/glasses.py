@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsfsr.encoders.state_file import read_tensors
+
 GLASSES = "glasses.safetensors"  # what a file of them is called, in a model's folder
 _FEWEST, _PAIRS = 100, 30  # faces that wear glasses, and people seen with and without, from which this can be told
 _SHRUNK = 0.01  # of the mean variance, added to each: embeddings vary in fewer directions than they have
@@ -81,20 +83,14 @@ def save(known: Mapping[str, Glasses], model: Path) -> None:
 def load(model: Path, dims: Mapping[str, int] | None = None) -> dict[str, Glasses]:
     """Of each encoder that a saved model tells it of; {} where there is none. Raises OSError or ValueError for a file that
     is broken, or does not fit embeddings of the widths `dims`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     file = model / GLASSES
     if not file.is_file():
         return {}
-    try:
-        tensors = load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file}: {error}") from error
+    tensors = read_tensors(file)
     known = {}
     for name in sorted({name.rpartition(".")[0] for name in tensors}):
         try:
-            own = known[name] = Glasses(*(tensors[f"{name}.{part.name}"].clone() for part in fields(Glasses)))
+            own = known[name] = Glasses(*(tensors[f"{name}.{part.name}"] for part in fields(Glasses)))
         except KeyError as missing:
             raise ValueError(f"{file} lacks {missing}") from missing
         width = len(own.normal) if dims is None else dims.get(name)

@@ -1,4 +1,4 @@
-"""Weights that torch.save pickled, out of files that nobody vouches for: nothing in them is executed, inflated or taken on trust."""
+"""Tensors out of files that nobody vouches for. Of what torch.save pickled nothing is executed, inflated or taken on trust."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ from diffsfsr.errors import InputError
 _LARGEST_FILE = 500_000_000  # bytes; those of published face networks have about 100 million
 _COUNTER = ".num_batches_tracked"  # of training only; files older than torch 0.4.1 lack it
 _CHECK = "run `diffsfsr weights check`"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, in float32. Raises OSError, and ValueError, naming the file, where it is broken or holds anything
+    but finite numbers."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for name, part in found.items():
+        if not part.is_floating_point() or not part.float().isfinite().all():
+            raise ValueError(f"{path} holds what are no finite numbers in {name}")
+    return {name: part.float().clone() for name, part in found.items()}  # what was loaded is the file itself, as long as that stands
 
 
 def read_state(path: Path, want: Mapping[str, Tensor], network: str, ignored: Collection[str] = ()) -> dict[str, Tensor]:
