@@ -49,12 +49,39 @@ def test_too_few_to_tell() -> None:
     assert glasses.told(seen[:100], wears[:100], names[:100]) is None
     assert glasses.told(seen, wears, [f"{name}{worn}" for name, worn in zip(names, wears, strict=True)]) is None  # nobody with and without
     assert glasses.told(np.empty((0, 24)), np.empty(0, bool), []) is None
+    assert glasses.told(np.full_like(seen, np.nan), wears, names) is None
+
+
+def test_several_recognisers_tell_who_wears_them() -> None:
+    """A rule that sees a third of them, and takes one of fifty others for one; two recognisers that see them otherwise, one not of all."""
+    seen, wears, names = crowd(people=600)
+    rng = np.random.default_rng(1)
+    seem = np.where(wears, rng.random(len(wears)) < 0.33, rng.random(len(wears)) < 0.02)
+    views = {name: seen @ rng.normal(size=(24, 24)) + rng.normal(0, 0.6, seen.shape) for name in ("a", "b")}
+    views["b"][::7] = np.nan
+    found = glasses.worn(views, seem, names)
+    assert (found == wears).mean() > 0.93 > (seem == wears).mean() + 0.05
+    alone = glasses.worn({"a": views["a"]}, seem, names)
+    assert (alone == wears).mean() < (found == wears).mean()
+    nothing = np.full((len(seem), 24), np.nan)
+    assert np.array_equal(glasses.worn({"a": nothing}, seem, names), seem)
+    few = slice(0, 80)
+    assert np.array_equal(glasses.worn({"a": views["a"][few]}, seem[few], names[few]), seem[few])
+    assert np.array_equal(glasses.worn({}, seem, names), seem)
 
 
 def axis(width: int = 4) -> Glasses:
     """Scores an embedding by its first number."""
     first = torch.eye(width)[0]
     return Glasses(first, torch.tensor(0.0), 2 * first + 2 * torch.eye(width)[1])
+
+
+def test_who_wears_them_by_all_encoders_that_tell() -> None:
+    known = {"a": axis(4), "b": axis(2)}
+    identity = {"a": torch.tensor([[2.0, 0, 0, 0], [2.0, 0, 0, 0], [-1.0, 9, 9, 9]]), "b": torch.tensor([[-1.0, 0], [-3.0, 0], [0.5, 0]])}
+    assert glasses.wearers(identity, known).tolist() == [True, False, False]
+    assert glasses.wearers({"a": identity["a"]}, known).tolist() == [True, True, False]
+    assert glasses.wearers(identity, {}).tolist() == glasses.wearers({"c": torch.ones(3, 8)}, known).tolist() == [False] * 3
 
 
 @pytest.mark.parametrize(("own", "bare"), [(3.0, -1.0), (-0.5, -1.0), (-1.1, -1.1), (-2.5, -2.5)])
@@ -129,6 +156,8 @@ def test_a_studio_paints_whom_its_preset_says_without(copied: Callable[[], Path]
 
     bare = made(Studio(folder), who)
     assert np.array_equal(bare, made(plain, who - 1.25 * own.shift)) and not np.array_equal(bare, made(plain, who))
+    wide = Studio(folder).masks(face.crop[None], face.crop_landmarks[None], {"dlib": who}, expression)[0]
+    assert wide.sum() > plain.masks(face.crop[None], face.crop_landmarks[None], {"dlib": who}, expression)[0].sum()  # of the scene's frame
     text = (folder / "preset.json").read_text()
     (folder / "preset.json").write_text(text.replace('"without_glasses": true', '"without_glasses": false'))
     assert np.array_equal(made(Studio(folder), who), made(plain, who))

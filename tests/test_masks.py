@@ -53,6 +53,22 @@ def test_mirrored_landmarks_give_the_mirrored_mask(landmarks: np.ndarray) -> Non
     assert difference.mean() < 0.005
 
 
+def test_a_region_takes_in_what_of_a_frame_juts_out(landmarks: np.ndarray) -> None:
+    """Beside the face, level with the eyes, on either side; nothing else is added, and nothing taken away."""
+    points = landmarks * 128
+    plain, wide = (masks.hull_mask(points, 128, glasses=worn).astype(bool) for worn in (False, True))
+    assert (wide >= plain).all()
+    rows, columns = np.nonzero(wide & ~plain)
+    eyes, span = points[36:48].mean(0), np.linalg.norm(points[45] - points[36])
+    assert np.abs(rows - eyes[1]).max() < 0.35 * span and len(rows) > 0.02 * plain.sum()
+    level = plain[round(eyes[1])].nonzero()[0]
+    assert (columns < level[0] + 3).sum() > 20 < (columns > level[-1] - 3).sum()
+    assert ((columns < level[0] + 3) | (columns > level[-1] - 3)).all() and np.ptp(columns) < np.ptp(level) + 0.6 * span
+    turn = np.array([[0.9, 0.436], [-0.436, 0.9]]) / np.hypot(0.9, 0.436)
+    turned = masks.hull_mask((points - 64) @ turn + 64, 128, glasses=True)
+    assert abs(int(turned.sum()) - int(wide.sum())) < 0.02 * wide.sum()
+
+
 def test_a_face_beyond_the_crop_is_clipped(landmarks: np.ndarray) -> None:
     mask = masks.hull_mask(landmarks * 128 + (100, -90), 128)
     assert mask.shape == (128, 128) and mask[:, :20].sum() == 0

@@ -487,16 +487,19 @@ def test_a_model_is_saved_with_what_glasses_do_to_whom_it_is_told_of(
     file = synthetic.face_shard(tmp_path / "faces.parquet", [worn, bare, worn] * 3, [""] * ROWS, ["p0", "p1", "p2"] * 3)
     objective.inputs = replace(objective.inputs, crops=(str(tmp_path / "gone.parquet"), str(file)))
     asked: list[tuple[Any, ...]] = []
+    turned = np.arange(ROWS) % 2 == 0
+    monkeypatch.setattr(glasses, "worn", lambda *given: asked.append(given) or turned)
     known = {"normal": torch.ones(128), "offset": torch.zeros(()), "shift": torch.ones(128)}
     monkeypatch.setattr(glasses, "told", lambda *given: asked.append(given) or glasses.Glasses(**known))
     objective.save(tmp_path / "model")
-    ((vectors, wears, people),) = asked
-    rows = [i for i in range(ROWS) if i != ABSENT]
-    assert wears.tolist() == [i % 3 != 1 for i in rows] and people == [f"p{i % 3}" for i in rows]
-    np.testing.assert_array_equal(vectors, objective.data.identity["dlib"].numpy()[rows])
+    (seen, seem, people), (vectors, wears, again) = asked
+    assert seem.tolist() == [i % 3 != 1 for i in range(ROWS)] and people == again == [f"p{i % 3}" for i in range(ROWS)]
+    assert wears is turned and list(seen) == list(objective.preset.recognisers) and vectors is seen["dlib"]
+    assert np.isnan(vectors).all(1).tolist() == [i == ABSENT for i in range(ROWS)]
+    np.testing.assert_array_equal(np.nan_to_num(vectors), objective.data.identity["dlib"].numpy())
     on = DiffusionObjective(preset(), replace(objective.inputs, start_from=str(tmp_path / "model"), crops=()))
     on.save(tmp_path / "on")  # a few people of one's own cannot tell it anew
-    assert torch.equal(glasses.load(tmp_path / "on")["dlib"].shift, known["shift"]) and len(asked) == 1
+    assert torch.equal(glasses.load(tmp_path / "on")["dlib"].shift, known["shift"]) and len(asked) == 2
 
 
 def test_a_model_is_saved_with_where_brows_are(

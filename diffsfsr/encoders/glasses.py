@@ -19,6 +19,7 @@ from diffsfsr.encoders.state_file import read_tensors
 GLASSES = "glasses.safetensors"  # what a file of them is called, in a model's folder
 _FEWEST, _PAIRS = 100, 30  # faces that wear glasses, and people seen with and without, from which this can be told
 _SHRUNK = 0.01  # of the mean variance, added to each: embeddings vary in fewer directions than they have
+_ROUNDS = 3  # of recognisers that tell each other who wears glasses
 
 
 @dataclass(frozen=True)
@@ -35,30 +36,69 @@ class Glasses:
         return embeddings @ self.normal.to(embeddings) + self.offset.to(embeddings)
 
 
-def told(embeddings: np.ndarray, wears: np.ndarray, names: Sequence[str]) -> Glasses | None:
-    """What `wears` (n,) bool is told by in raw embeddings (n, D) of faces of people of those names. None where there are too few to tell.
+def worn(embeddings: Mapping[str, np.ndarray], seem: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """(n,) bool: who wears glasses, among faces of people of those names of which they only `seem` (n,) to. Recogniser -> (n, D) raw
+    embeddings, rows of NaN where it has none.
 
-    The score is Fisher's linear discriminant (1936). It must not say what putting glasses on does, for who wears them is older and more
-    often a man: that is the mean difference between the faces of one person.
+    What few pictures say of glasses, several recognisers see in all of them, each otherwise: the mean of their scores is right oftener than
+    any of them, and tells them anew (co-training, Blum and Mitchell 1998), each time by other people than those who are scored. Where
+    the faces are too few to tell, those that seem to.
     """
-    faces, people = embeddings.astype(np.float64), np.asarray(names)
-    without = faces[~wears].mean(axis=0) if (~wears).any() else None
+    wears, half = seem.copy(), np.unique(names, return_inverse=True)[1] % 2 == 0
+    for last in [False] * (_ROUNDS - 1) + [True]:
+        scores = np.full((len(embeddings), len(seem)), np.nan)
+        for faces, own in zip(embeddings.values(), scores, strict=True):
+            seen = np.isfinite(faces).all(1)
+            for there in (half, ~half):
+                others = seen & ~there
+                if wears[others].sum() < _FEWEST / 2 or wears[others].all():
+                    return seem
+                normal, offset = _discriminant(faces[others].astype(np.float64), wears[others])
+                own[seen & there] = faces[seen & there] @ normal + offset
+        scored = np.isfinite(scores).any(0)
+        wears = seem.copy()
+        wears[scored] = (np.nanmean(scores[:, scored], axis=0) > 0) | (seem[scored] & (not last))
+    return wears
+
+
+def told(embeddings: np.ndarray, wears: np.ndarray, names: Sequence[str]) -> Glasses | None:
+    """What `wears` (n,) bool is told by in raw embeddings (n, D) of faces of people of those names; a row that is not finite says nothing.
+    None where there are too few to tell.
+
+    The score must not say what putting glasses on does, for who wears them is older and more often a man: that is the mean difference
+    between the faces of one person.
+    """
+    seen = np.isfinite(embeddings).all(1)
+    faces, wears, people = embeddings[seen].astype(np.float64), wears[seen], np.array(names, np.str_)[seen]
     apart = [
         faces[own & wears].mean(axis=0) - faces[own & ~wears].mean(axis=0)
         for own in (people == person for person in np.intersect1d(people[wears], people[~wears]))
     ]
-    if without is None or wears.sum() < _FEWEST or len(apart) < _PAIRS:
+    if wears.all() or wears.sum() < _FEWEST or len(apart) < _PAIRS:
         return None
-    centre = faces[wears].mean(axis=0)
-    spread = np.cov(np.concatenate([faces[wears] - centre, faces[~wears] - without]).T)
-    spread += _SHRUNK * np.trace(spread) / len(spread) * np.eye(len(spread))
-    normal = np.linalg.solve(spread, centre - without)
-    normal *= 2 / (normal @ (centre - without))
+    normal, offset = _discriminant(faces, wears)
     shift = np.mean(apart, axis=0)
     if normal @ shift <= 0:
         return None
     shift *= 2 / (normal @ shift)
-    return Glasses(*(torch.tensor(value, dtype=torch.float32) for value in (normal, -normal @ (centre + without) / 2, shift)))
+    return Glasses(*(torch.tensor(value, dtype=torch.float32) for value in (normal, offset, shift)))
+
+
+def _discriminant(faces: np.ndarray, wears: np.ndarray) -> tuple[np.ndarray, float]:
+    """Fisher's linear discriminant (1936), normal (D,) and offset: faces (n, D) without glasses score -1 in the mean, those with them 1."""
+    centre, without = faces[wears].mean(axis=0), faces[~wears].mean(axis=0)
+    spread = np.cov(np.concatenate([faces[wears] - centre, faces[~wears] - without]).T)
+    spread += _SHRUNK * np.trace(spread) / len(spread) * np.eye(len(spread))
+    normal = np.linalg.solve(spread, centre - without)
+    normal *= 2 / (normal @ (centre - without))
+    return normal, -normal @ (centre + without) / 2
+
+
+def wearers(identity: Mapping[str, Tensor], known: Mapping[str, Glasses]) -> np.ndarray:
+    """(B,) bool: which of identities, encoder -> (B, D) raw embeddings, wear glasses; nobody where no encoder tells."""
+    scores = [own.score(identity[name]) for name, own in known.items() if name in identity]
+    batch = len(next(iter(identity.values()), ()))
+    return (torch.stack(scores).mean(0) > 0).cpu().numpy() if scores else np.zeros(batch, bool)
 
 
 def taken_off(identity: Mapping[str, Tensor], known: Mapping[str, Glasses]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from diffsfsr.face.pose import head_pose
 POSE_TERMS = 4
 _TURN, _FURTHEST = 20.0, 3.0  # degrees that count as one in `pose_terms`, and the most that counts: beyond it landmarks are wrong
 _FEWEST = 300  # faces from which a drift can be told
-_TAKEN = 0.6  # of what the regression finds: who looks up also smiles less in truth, and with all of it gone so is some of the smile
+_TAKEN = 0.4  # of what the regression finds: who looks up also smiles less in truth, and with all of it gone so is some of the smile
 
 
 def pose_terms(landmarks: Tensor) -> Tensor:

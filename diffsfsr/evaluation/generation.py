@@ -16,7 +16,7 @@ from diffsfsr.face.warping import FEATHER
 from diffsfsr.portrait.compose import Studio
 
 _IN_PLACE = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-_RECIPE = 6  # goes up with every change of what is made below
+_RECIPE = 7  # goes up with every change of what is made below
 
 
 class Ours:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _FOREHEAD = 0.45  # how far the brows are lifted, in eye-to-mouth distances: to mid-forehead, below most hairlines
 _TEMPLES = 0.6  # the outermost brow points' share of that lift, so that the hull rounds off at the temples
+_FRAME = 0.18, 0.12, 0.22  # beside the face, above and below the eyes, in distances of their outer corners: where a frame's hinges are
 _DILATION = 0.015  # of the crop side, beyond the landmarks: they lie on the contour, which the mask must hide
 _REACH = 1.3, 1.0, 0.035  # lift, temples and dilation of what a parser may call this face: to the top of a bald head, no wall beside it
 _NOTCH = 0.06  # of the crop side: a gap twice as wide, within the bare hull, is a shadow that a parser took for no face
@@ -20,13 +21,15 @@ _SPECK = 0.0004  # of the crop's area: fewer pixels of glasses or hair are a par
 _SEEN = 0.7  # of the inner face: where a parser finds less, it has missed the face
 
 
-def hull_mask(crop_landmarks: np.ndarray, size: int, brows: np.ndarray | None = None) -> np.ndarray:
+def hull_mask(crop_landmarks: np.ndarray, size: int, brows: np.ndarray | None = None, glasses: bool = False) -> np.ndarray:
     """The landmark hull: (68, 2) landmarks in crop pixels -> (size, size) uint8, 1 inside the facial region, 0 outside.
 
     The convex hull of the landmarks, its brows lifted toward the forehead, a little dilated. With `brows` (10, 2) of the face that is to
-    stand there, those are lifted, and the landmarks' own only hidden.
+    stand there, those are lifted, and the landmarks' own only hidden. With `glasses`, what of a frame juts out beside the face is hidden
+    too: of its stubs a network makes a frame.
     """
-    return _lifted_hull(crop_landmarks, size, _FOREHEAD, _TEMPLES, _DILATION, brows)
+    mask = _lifted_hull(crop_landmarks, size, _FOREHEAD, _TEMPLES, _DILATION, brows)
+    return mask | _dilated(_filled_hull(_frame(crop_landmarks), size), size, _DILATION) if glasses else mask
 
 
 def tidy(region: np.ndarray, glasses: np.ndarray, over: np.ndarray, crop_landmarks: np.ndarray) -> np.ndarray:
@@ -61,6 +64,24 @@ def _lifted_hull(
     shares[[0, 9]] = temples
     top = (points[17:27] if brows is None else brows) + (eyes - mouth) * lift * shares
     return _dilated(_filled_hull(np.concatenate([points, top]), size), size, dilation)
+
+
+def _frame(crop_landmarks: np.ndarray) -> np.ndarray:
+    """(8, 2): from beside one temple to beside the other, level with the eyes."""
+    points = np.asarray(crop_landmarks, np.float64)
+    left, right = points[36:42].mean(axis=0), points[42:48].mean(axis=0)
+    across = (right - left) / np.linalg.norm(right - left)
+    beside, above, below = np.array(_FRAME) * np.linalg.norm(points[45] - points[36])
+    corners = []
+    for eye, out, contour in ((left, -across, points[[0, 1, 17]]), (right, across, points[[15, 16, 26]])):
+        end = eye + out * (((contour - eye) @ out).max() + beside)
+        corners += [end - above * _turned(across), end + below * _turned(across)]
+    return np.array([*corners, *points[[17, 26, 36, 45]]])
+
+
+def _turned(axis: np.ndarray) -> np.ndarray:
+    """From across to down."""
+    return np.array([-axis[1], axis[0]])
 
 
 def _filled_hull(points: np.ndarray, size: int) -> np.ndarray:

@@ -144,14 +144,20 @@ class Studio:
     @torch.inference_mode()
     def masks(self, crops: np.ndarray, landmarks: np.ndarray, identity: dict[str, Tensor], expression: Tensor) -> np.ndarray:
         """The facial regions (B, S, S), 0 and 1, of scenes' crops (B, S, S, 3) for who is to be shown there, embeddings of B rows. Where
-        the preset's sampling asks for it, a landmark hull begins above that face's brows."""
-        if not (self.preset.sampling.own_brows and self.brows and self.parser.name == "hull" and len(landmarks)):
+        the preset's sampling asks for it, a landmark hull begins above that face's brows, and takes in what of the scene's glasses juts
+        out beside it."""
+        asked = self.preset.sampling
+        known, told = self.brows if asked.own_brows else None, self.glasses if asked.without_glasses else {}
+        if not ((known or told) and self.parser.name == "hull" and len(landmarks)):
             return self.parser.masks(crops, landmarks)
         scenes = to_tensor(crops).to(self.device), torch.from_numpy(np.float32(landmarks)).to(self.device)
         there = self.identity(*scenes)
-        apart = {name: part - there[name] for name, part in identity.items() if name in there}
-        theirs = self.brows.moved(landmarks, expression - self.dln(*scenes), apart)
-        return np.stack([hull_mask(points, crops.shape[1], own) for points, own in zip(landmarks, theirs, strict=True)])
+        theirs: Sequence[np.ndarray | None] = [None] * len(landmarks)
+        if known:
+            apart = {name: part - there[name] for name, part in identity.items() if name in there}
+            theirs = list(known.moved(landmarks, expression - self.dln(*scenes), apart))
+        faces = zip(landmarks, theirs, glasses.wearers(there, told), strict=True)
+        return np.stack([hull_mask(points, crops.shape[1], own, bool(worn)) for points, own, worn in faces])
 
     def compose(self, selfies: Sequence[AlignedFace], scene: np.ndarray, expression: np.ndarray | None, **wishes: Any) -> Portrait:
         """Make one portrait; the arguments are those of `sit`."""

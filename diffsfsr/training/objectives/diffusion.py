@@ -201,19 +201,21 @@ class DiffusionObjective:
 
     def _faces(self) -> pa.Table:
         """The training faces as they are, without their other views."""
-        columns = ["face_id", "person", "landmarks", "expression", *(f"id_{name}" for name in self.preset.conditioning.identity)]
+        columns = ["face_id", "person", "landmarks", "expression", *(f"id_{name}" for name in self.preset.recognisers)]
         rows = read_shards(list(self.inputs.shards), "train", columns)
         return rows.take(np.unique(rows["face_id"].to_pylist(), return_index=True)[1])
 
     def _glasses(self, faces: pa.Table) -> dict[str, Glasses]:
         """What glasses do to the embeddings that condition, of those encoders and faces that tell it."""
-        wears, found = faces_with_glasses(list(self.inputs.crops)), {}
-        faces = faces.filter(pa.array([face_id in wears for face_id in faces["face_id"].to_pylist()], pa.bool_()))
+        seem, found = faces_with_glasses(list(self.inputs.crops)), {}
+        faces = faces.filter(pa.array([face_id in seem for face_id in faces["face_id"].to_pylist()], pa.bool_()))
+        people, vectors = faces["person"].to_pylist(), {}
+        for name, encoder in self.identity.items():
+            vectors[name] = column(faces, f"id_{name}", (encoder.dim,))
+            vectors[name][faces[f"id_{name}"].is_null().to_numpy()] = np.nan
+        wears = glasses.worn(vectors, np.array([seem[face_id] for face_id in faces["face_id"].to_pylist()], bool), people)
         for name in self.preset.conditioning.identity:
-            seen = faces.filter(faces[f"id_{name}"].is_valid())
-            vectors = column(seen, f"id_{name}", (self.identity[name].dim,))
-            worn = np.array([wears[face_id] for face_id in seen["face_id"].to_pylist()], bool)
-            if told := glasses.told(vectors, worn, seen["person"].to_pylist()):
+            if told := glasses.told(vectors[name], wears, people):
                 found[name] = told
         return found
 
