@@ -132,7 +132,9 @@ def copied(tmp_path: Path) -> Callable[[], Path]:
     return copy
 
 
-def test_a_studio_paints_whom_its_preset_says_without(copied: Callable[[], Path], astronaut: Path) -> None:
+def test_a_studio_paints_whom_its_preset_says_without(
+    copied: Callable[[], Path], astronaut: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The shipped model, with glasses that the selfie scores as wearing."""
     import json
 
@@ -156,6 +158,9 @@ def test_a_studio_paints_whom_its_preset_says_without(copied: Callable[[], Path]
 
     bare = made(Studio(folder), who)
     assert np.array_equal(bare, made(plain, who - 1.25 * own.shift)) and not np.array_equal(bare, made(plain, who))
+    for studio, told in ((Studio(folder), True), (plain, False)):
+        studio.sit([face], read(astronaut), None, task="identity")
+        assert ("the scene's face seems to wear glasses" in capsys.readouterr().err) == told
     wide = Studio(folder).masks(face.crop[None], face.crop_landmarks[None], {"dlib": who}, expression)[0]
     assert wide.sum() > plain.masks(face.crop[None], face.crop_landmarks[None], {"dlib": who}, expression)[0].sum()  # of the scene's frame
     text = (folder / "preset.json").read_text()

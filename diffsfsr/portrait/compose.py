@@ -132,6 +132,13 @@ class Studio:
         with torch.inference_mode():
             return self.dln(*self._tensors([face]))
 
+    def _wears_glasses(self, face: AlignedFace) -> bool:
+        """By what they do to an identity, where that is known; else by the picture."""
+        if not self.glasses:
+            return wears_glasses(face.crop, face.crop_landmarks)
+        with torch.inference_mode():
+            return bool(glasses.wearers(self.identity(*self._tensors([face])), self.glasses)[0])
+
     def _tensors(self, faces: Sequence[AlignedFace]) -> tuple[Tensor, Tensor]:
         crops, landmarks = _stacked(faces)
         return to_tensor(crops).to(self.device), torch.from_numpy(landmarks).to(self.device)
@@ -190,7 +197,7 @@ class Studio:
         timesteps(make_scheduler(self.preset.schedule, sampler), steps)
         with clock.time("align"):
             target = self.face(scene, "the scene", face)
-            if self.parser.name != "segformer" and wears_glasses(target.crop, target.crop_landmarks):
+            if self.parser.name != "segformer" and self._wears_glasses(target):
                 print(_GLASSES, file=sys.stderr, flush=True)
         with clock.time("embed"):
             people = self.average_identity([target] if task == "expression" else list(selfies))
