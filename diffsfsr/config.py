@@ -153,7 +153,7 @@ class Sampling:
     negative: bool = False  # guidance leads a feeling that shows little away from the contrary one, in place of from no expression
     eta: float = 0.0  # DDIM's share of fresh noise in each step, below 1: it mends what earlier steps got wrong
     # Of portraits, not of the bare pipeline, and not in the paper:
-    without_glasses: bool = False  # who wears some is shown without: a small model paints ghosts of them
+    without_glasses: bool = False  # who wears some is shown without, and a scene's are painted over: a small model paints ghosts of them
     own_brows: bool = False  # a facial region by landmarks begins above the brows of who is shown (diffsfsr.encoders.brows)
     scene_light: bool = False  # the painted face is given the light of the scene's own (diffsfsr.face.tone)
 

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from diffsfsr.encoders import glasses
+from diffsfsr.encoders.brows import BROWS
 from diffsfsr.encoders.glasses import GLASSES, Glasses
 from diffsfsr.errors import InputError
+from diffsfsr.face.masks import hull_mask
 
 PUT_ON, OLDER = np.eye(24)[0], np.eye(24)[1]
 
@@ -50,6 +52,7 @@ def test_too_few_to_tell() -> None:
     assert glasses.told(seen, wears, [f"{name}{worn}" for name, worn in zip(names, wears, strict=True)]) is None  # nobody with and without
     assert glasses.told(np.empty((0, 24)), np.empty(0, bool), []) is None
     assert glasses.told(np.full_like(seen, np.nan), wears, names) is None
+    assert glasses.told(np.ones_like(seen), wears, names) is None  # and what cannot tell them
 
 
 def test_several_recognisers_tell_who_wears_them() -> None:
@@ -64,6 +67,7 @@ def test_several_recognisers_tell_who_wears_them() -> None:
     alone = glasses.worn({"a": views["a"]}, seem, names)
     assert (alone == wears).mean() < (found == wears).mean()
     nothing = np.full((len(seem), 24), np.nan)
+    assert np.array_equal(glasses.worn(views | {"c": nothing}, seem, names), found)  # who knows nobody says nothing
     assert np.array_equal(glasses.worn({"a": nothing}, seem, names), seem)
     few = slice(0, 80)
     assert np.array_equal(glasses.worn({"a": views["a"][few]}, seem[few], names[few]), seem[few])
@@ -161,11 +165,18 @@ def test_a_studio_paints_whom_its_preset_says_without(
     for studio, told in ((Studio(folder), True), (plain, False)):
         studio.sit([face], read(astronaut), None, task="identity")
         assert ("the scene's face seems to wear glasses" in capsys.readouterr().err) == told
-    wide = Studio(folder).masks(face.crop[None], face.crop_landmarks[None], {"dlib": who}, expression)[0]
-    assert wide.sum() > plain.masks(face.crop[None], face.crop_landmarks[None], {"dlib": who}, expression)[0].sum()  # of the scene's frame
+    one, hull = (face.crop[None], face.crop_landmarks[None], {"dlib": who}, expression), plain.masks
+    assert Studio(folder).masks(*one)[0].sum() > hull(*one)[0].sum()  # with the scene's frame
+    (folder / BROWS).unlink()
+    wide = hull_mask(face.crop_landmarks, 128, glasses=True)
+    np.testing.assert_array_equal(Studio(folder).masks(*one)[0], wide)
+    glasses.save({"dlib": dataclasses.replace(own, offset=torch.tensor(-1.5))}, folder)  # a score of -.5
+    np.testing.assert_array_equal(Studio(folder).masks(*one)[0], hull_mask(face.crop_landmarks, 128))
+    glasses.save({"dlib": own}, folder)
     text = (folder / "preset.json").read_text()
     (folder / "preset.json").write_text(text.replace('"without_glasses": true', '"without_glasses": false'))
     assert np.array_equal(made(Studio(folder), who), made(plain, who))
+    np.testing.assert_array_equal(Studio(folder).masks(*one)[0], hull_mask(face.crop_landmarks, 128))
     (folder / GLASSES).write_bytes(b"short")
     with pytest.raises(InputError, match="is no whole model"):
         Studio(folder)

@@ -65,8 +65,14 @@ def test_a_region_takes_in_what_of_a_frame_juts_out(landmarks: np.ndarray) -> No
     assert (columns < level[0] + 3).sum() > 20 < (columns > level[-1] - 3).sum()
     assert ((columns < level[0] + 3) | (columns > level[-1] - 3)).all() and np.ptp(columns) < np.ptp(level) + 0.6 * span
     turn = np.array([[0.9, 0.436], [-0.436, 0.9]]) / np.hypot(0.9, 0.436)
-    turned = masks.hull_mask((points - 64) @ turn + 64, 128, glasses=True)
-    assert abs(int(turned.sum()) - int(wide.sum())) < 0.02 * wide.sum()
+    upright, turned = points - points.mean(0) + 64, (points - points.mean(0)) @ turn + 64  # neither beyond the crop
+    wanted = (np.argwhere(masks.hull_mask(upright, 128, glasses=True))[:, ::-1] - 64) @ turn + 64
+    there = np.zeros((128, 128), bool)
+    there[tuple(np.rint(wanted).astype(int).T[::-1])] = True
+    assert (masks.hull_mask(turned, 128, glasses=True).astype(bool) & there).sum() > 0.985 * there.sum()
+    eyes_in_one = points.copy()
+    eyes_in_one[36:48] = points[36]
+    assert np.array_equal(masks.hull_mask(eyes_in_one, 128, glasses=True), masks.hull_mask(eyes_in_one, 128))
 
 
 def test_a_face_beyond_the_crop_is_clipped(landmarks: np.ndarray) -> None:

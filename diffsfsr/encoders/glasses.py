@@ -41,8 +41,8 @@ def worn(embeddings: Mapping[str, np.ndarray], seem: np.ndarray, names: Sequence
     embeddings, rows of NaN where it has none.
 
     What few pictures say of glasses, several recognisers see in all of them, each otherwise: the mean of their scores is right oftener than
-    any of them, and tells them anew (co-training, Blum and Mitchell 1998), each time by other people than those who are scored. Where
-    the faces are too few to tell, those that seem to.
+    any of them, and tells them anew (co-training, Blum and Mitchell 1998), each time by other people than those who are scored. A
+    recogniser that knows too few of the faces says nothing; where none does, it is those that seem to.
     """
     wears, half = seem.copy(), np.unique(names, return_inverse=True)[1] % 2 == 0
     for last in [False] * (_ROUNDS - 1) + [True]:
@@ -51,10 +51,9 @@ def worn(embeddings: Mapping[str, np.ndarray], seem: np.ndarray, names: Sequence
             seen = np.isfinite(faces).all(1)
             for there in (half, ~half):
                 others = seen & ~there
-                if wears[others].sum() < _FEWEST / 2 or wears[others].all():
-                    return seem
-                normal, offset = _discriminant(faces[others].astype(np.float64), wears[others])
-                own[seen & there] = faces[seen & there] @ normal + offset
+                if wears[others].sum() >= _FEWEST / 2 and not wears[others].all():
+                    normal, offset = _discriminant(faces[others].astype(np.float64), wears[others])
+                    own[seen & there] = faces[seen & there] @ normal + offset
         scored = np.isfinite(scores).any(0)
         wears = seem.copy()
         wears[scored] = (np.nanmean(scores[:, scored], axis=0) > 0) | (seem[scored] & (not last))
@@ -89,8 +88,8 @@ def _discriminant(faces: np.ndarray, wears: np.ndarray) -> tuple[np.ndarray, flo
     centre, without = faces[wears].mean(axis=0), faces[~wears].mean(axis=0)
     spread = np.cov(np.concatenate([faces[wears] - centre, faces[~wears] - without]).T)
     spread += _SHRUNK * np.trace(spread) / len(spread) * np.eye(len(spread))
-    normal = np.linalg.solve(spread, centre - without)
-    normal *= 2 / (normal @ (centre - without))
+    normal = np.linalg.lstsq(spread, centre - without, rcond=None)[0]  # all embeddings may be one
+    normal *= 2 / max(normal @ (centre - without), np.finfo(float).tiny)
     return normal, -normal @ (centre + without) / 2
 
 

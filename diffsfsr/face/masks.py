@@ -29,7 +29,8 @@ def hull_mask(crop_landmarks: np.ndarray, size: int, brows: np.ndarray | None = 
     too: of its stubs a network makes a frame.
     """
     mask = _lifted_hull(crop_landmarks, size, _FOREHEAD, _TEMPLES, _DILATION, brows)
-    return mask | _dilated(_filled_hull(_frame(crop_landmarks), size), size, _DILATION) if glasses else mask
+    frame = _frame(crop_landmarks) if glasses else None
+    return mask if frame is None else mask | _dilated(_filled_hull(frame, size), size, _DILATION)
 
 
 def tidy(region: np.ndarray, glasses: np.ndarray, over: np.ndarray, crop_landmarks: np.ndarray) -> np.ndarray:
@@ -66,11 +67,13 @@ def _lifted_hull(
     return _dilated(_filled_hull(np.concatenate([points, top]), size), size, dilation)
 
 
-def _frame(crop_landmarks: np.ndarray) -> np.ndarray:
-    """(8, 2): from beside one temple to beside the other, level with the eyes."""
+def _frame(crop_landmarks: np.ndarray) -> np.ndarray | None:
+    """(8, 2): from beside one temple to beside the other, level with the eyes; None where these are less than a pixel apart."""
     points = np.asarray(crop_landmarks, np.float64)
     left, right = points[36:42].mean(axis=0), points[42:48].mean(axis=0)
-    across = (right - left) / np.linalg.norm(right - left)
+    if not (apart := np.linalg.norm(right - left)) >= 1:
+        return None
+    across = (right - left) / apart
     beside, above, below = np.array(_FRAME) * np.linalg.norm(points[45] - points[36])
     corners = []
     for eye, out, contour in ((left, -across, points[[0, 1, 17]]), (right, across, points[[15, 16, 26]])):

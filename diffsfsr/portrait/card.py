@@ -125,8 +125,8 @@ def _about(facts: Facts) -> str:
         f"of what it does to a face; labels of which the data has too few faces are left out where another of its family can stand for it. "
         f"The encoder's frozen twin is the published network it "
         f"began as, and is read from that file. `glasses.safetensors`, where there is one, holds what glasses do to an "
-        f"identity's embedding, by which they can be taken off (`sampling.without_glasses`), and `brows.safetensors` where "
-        f"embeddings say that brows are, above which the painted region begins (`sampling.own_brows`).\n\n"
+        f"identity's embedding, by which they are taken off, and a scene's are found and painted over (`sampling.without_glasses`), "
+        f"and `brows.safetensors` where embeddings say that brows are, above which the painted region begins (`sampling.own_brows`).\n\n"
         f"    diffsfsr portrait --selfie me.jpg --scene holiday.jpg --emotion amusement --out portrait.png"
     )
 

@@ -134,7 +134,7 @@ class Studio:
 
     def _wears_glasses(self, face: AlignedFace) -> bool:
         """By what they do to an identity, where that is known; else by the picture."""
-        if not self.glasses:
+        if not self.glasses.keys() & self.identity.encoders.keys():
             return wears_glasses(face.crop, face.crop_landmarks)
         with torch.inference_mode():
             return bool(glasses.wearers(self.identity(*self._tensors([face])), self.glasses)[0])
@@ -154,17 +154,17 @@ class Studio:
         the preset's sampling asks for it, a landmark hull begins above that face's brows, and takes in what of the scene's glasses juts
         out beside it."""
         asked = self.preset.sampling
-        known, told = self.brows if asked.own_brows else None, self.glasses if asked.without_glasses else {}
-        if not ((known or told) and self.parser.name == "hull" and len(landmarks)):
+        lifted, framed = self.brows if asked.own_brows else None, self.glasses if asked.without_glasses else {}
+        if not ((lifted or framed) and self.parser.name == "hull" and len(landmarks)):
             return self.parser.masks(crops, landmarks)
         scenes = to_tensor(crops).to(self.device), torch.from_numpy(np.float32(landmarks)).to(self.device)
         there = self.identity(*scenes)
         theirs: Sequence[np.ndarray | None] = [None] * len(landmarks)
-        if known:
+        if lifted:
             apart = {name: part - there[name] for name, part in identity.items() if name in there}
-            theirs = list(known.moved(landmarks, expression - self.dln(*scenes), apart))
-        faces = zip(landmarks, theirs, glasses.wearers(there, told), strict=True)
-        return np.stack([hull_mask(points, crops.shape[1], own, bool(worn)) for points, own, worn in faces])
+            theirs = list(lifted.moved(landmarks, expression - self.dln(*scenes), apart))
+        faces = zip(landmarks, theirs, glasses.wearers(there, framed), strict=True)
+        return np.stack([hull_mask(points, crops.shape[1], own, bool(wears)) for points, own, wears in faces])
 
     def compose(self, selfies: Sequence[AlignedFace], scene: np.ndarray, expression: np.ndarray | None, **wishes: Any) -> Portrait:
         """Make one portrait; the arguments are those of `sit`."""
