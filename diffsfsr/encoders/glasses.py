@@ -45,7 +45,7 @@ def worn(embeddings: Mapping[str, np.ndarray], seem: np.ndarray, names: Sequence
     recogniser that knows too few of the faces says nothing; where none does, it is those that seem to.
     """
     wears, half = seem.copy(), np.unique(names, return_inverse=True)[1] % 2 == 0
-    for last in [False] * (_ROUNDS - 1) + [True]:
+    for left in reversed(range(_ROUNDS)):
         scores = np.full((len(embeddings), len(seem)), np.nan)
         for faces, own in zip(embeddings.values(), scores, strict=True):
             seen = np.isfinite(faces).all(1)
@@ -56,7 +56,7 @@ def worn(embeddings: Mapping[str, np.ndarray], seem: np.ndarray, names: Sequence
                     own[seen & there] = faces[seen & there] @ normal + offset
         scored = np.isfinite(scores).any(0)
         wears = seem.copy()
-        wears[scored] = (np.nanmean(scores[:, scored], axis=0) > 0) | (seem[scored] & (not last))
+        wears[scored] = (np.nanmean(scores[:, scored], axis=0) > 0) | (seem[scored] & bool(left))  # the rule counts until the last
     return wears
 
 

@@ -36,7 +36,8 @@ class Method(Protocol):
 
 @runtime_checkable
 class Regional(Protocol):
-    """A method whose facial region is not the scene's face alone: it begins above the brows of who is shown."""
+    """A method whose facial region is not the scene's face alone: it begins above the brows of who is shown, or takes in the scene's
+    glasses."""
 
     def regions(self, items: Sequence[Item]) -> np.ndarray:
         """(B, S, S), 0 and 1: what of the items' scenes it may change."""
